@@ -1,0 +1,353 @@
+"""The command line: what each command is called and takes. No logic: it parses, calls, and turns errors into one line.
+
+Heavy imports wait inside the functions, so that --help answers at once.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from . import __version__, presets
+from .errors import Fault, InputError, unknown
+from .presets import Machine, Preset
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an energy-based model; with no arguments, on handwritten digits in about two minutes.
+
+    Leaves in its folder: preset.json, metrics.jsonl, samples/*.png, checkpoint.pt (for --resume), snapshots/*.safetensors and
+    model.safetensors (the averaged weights, for use).
+    """
+
+    settings: OmitArgPrefixes[Preset]
+    machine: OmitArgPrefixes[Machine]
+    preset: Positional[str] = presets.DEFAULT
+    """a name of `igebm presets`"""
+    out: Path | None = None
+    """run folder; default: the next free runs/PRESET"""
+    resume: Path | None = None
+    """go on with the run in this folder; --steps is the total"""
+    init_from: str | None = None
+    """start from this model's weights, with a fresh optimiser and buffer"""
+    data_dir: Path | None = None
+    """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
+    skip_bad: bool = False
+    """leave out images that cannot be read, instead of refusing the folder"""
+    dry_run: bool = False
+    """print the settings and what they cost, and end"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a model: samples.png, samples.npy (uint8, N x H x W x C), labels.npy, sample.json."""
+
+    machine: OmitArgPrefixes[Machine]
+    model: Positional[str]
+    """a run folder or a .safetensors file"""
+    n: int = 64
+    """how many"""
+    label: str | None = None
+    """one class for all, by name or number; default: all classes in turn"""
+    steps: int | None = None
+    """chain steps; default: the preset's sample_steps from noise, its chain_steps from buffer or data"""
+    init: Literal["noise", "buffer", "data"] = "noise"
+    """where chains start: uniform noise, the run's replay buffer, or test images"""
+    data: str | None = None
+    """with --init data: the data set; default: the one the model was trained on"""
+    seed: int = 0
+    out: Path | None = None
+    """folder; default: the next free samples/MODEL"""
+    batch: int = 128
+    """chains at a time"""
+    data_dir: Path | None = None
+    """where named data sets are kept"""
+
+
+@dataclass(frozen=True)
+class EnergyOf:
+    """The energy of each image of a data set (lower: more like the training data), as CSV or .npy."""
+
+    machine: OmitArgPrefixes[Machine]
+    model: Positional[str]
+    """a run folder or a .safetensors file"""
+    data: Positional[str]
+    """a data set's name, hf:owner/name, a folder of images, or an .npz"""
+    out: Path | None = None
+    """a .csv or .npy file; default: CSV to stdout"""
+    split: Literal["test", "train"] | None = None
+    """default: test where there is one, otherwise train"""
+    at: Literal["auto", "label", "min"] = "auto"
+    """a conditional model's energy at each image's label, or the minimum over labels; auto: at the label where classes match"""
+    batch: int = 256
+    data_dir: Path | None = None
+    """where named data sets are kept"""
+    skip_bad: bool = False
+    """leave out images that cannot be read"""
+
+
+@dataclass(frozen=True)
+class Presets:
+    """The named settings and where in the paper they belong."""
+
+    json: bool = False
+    """all settings, as JSON"""
+
+
+@dataclass(frozen=True)
+class DataList:
+    """The named data sets and where they are."""
+
+    data_dir: Path | None = None
+    """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
+    json: bool = False
+    """as JSON"""
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """Read a data set as training would and say what is in it."""
+
+    data: Positional[str]
+    """a data set's name, hf:owner/name, a folder of images, or an .npz"""
+    image_size: int = 0
+    """resize to this many pixels; 0: as the data are"""
+    channels: int = 0
+    """1 or 3; 0: as the data are"""
+    skip_bad: bool = False
+    """leave out images that cannot be read"""
+    data_dir: Path | None = None
+    """where named data sets are kept"""
+    json: bool = False
+    """as JSON"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0: done, 1: a fault while running, 2: the user's mistake, 130: interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(args)
+        sys.stdout.flush() if sys.stdout is not None else None
+        return code
+    except InputError as error:
+        return _fail(2, str(error))
+    except Fault as error:
+        return _fail(1, str(error))
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except BrokenPipeError:
+        # Whoever read our output has stopped reading: nothing is wrong. Python must not flush to the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (MemoryError, OSError) as error:
+        return _fail(1, f"{error or 'out of memory'}")
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        return _fail(1, "out of memory; lower --batch, --width or --buffer-size")
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if args[0] == "--version":
+        print(f"igebm {__version__}")
+        return 0
+    for words in (2, 1):
+        command = COMMANDS.get(" ".join(args[:words]))
+        if command is not None:
+            return command.run(args[words:])
+    if args[0] == "data" and (len(args) == 1 or args[1] in ("-h", "--help")):
+        print(_overview("data "))
+        return 0
+    raise unknown("command", " ".join(args[: 2 if args[0] == "data" else 1]), COMMANDS)
+
+
+def train(args: list[str]) -> int:
+    asked = _parse_train(args, presets.named(presets.DEFAULT))
+    if asked.resume is not None:
+        return _resume(asked, args)
+    # Once more, with the defaults of the preset that was named.
+    asked = _parse_train(args, presets.named(asked.preset))
+    if asked.dry_run:
+        return _dry_run(asked)
+    from .training.run import new
+
+    outcome, folder = new(
+        asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
+    )
+    return _ended(outcome, folder)
+
+
+def _parse_train(args: list[str], settings: Preset) -> Train:
+    """`args` with `settings` as the defaults of all settings that they do not name."""
+    return parse(Train, "train", args, Train(settings, Machine()))
+
+
+def _resume(asked: Train, args: list[str]) -> int:
+    given = [name for name, value in (("--out", asked.out), ("--init-from", asked.init_from)) if value is not None]
+    if given or asked.dry_run:
+        raise InputError(f"{', '.join(given) or '--dry-run'} does not go with --resume, which goes on in the folder it names")
+    if asked.preset != presets.DEFAULT:
+        raise InputError(f"--resume takes its settings from {asked.resume}; leave out {asked.preset!r}")
+    from .training.run import resume
+
+    assert asked.resume is not None
+    ask = lambda had: _parse_train(args, had).settings
+    return _ended(*resume(asked.resume, ask, asked.machine, asked.data_dir, asked.skip_bad))
+
+
+def _ended(outcome: Any, folder: Path) -> int:
+    from .terminal import clock, say
+
+    if outcome.reason == "interrupted":
+        say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
+        return 130
+    say(f"step {outcome.step} after {clock(outcome.seconds)}; pictures in {folder / 'samples'}; next: igebm sample {folder}")
+    print(folder)
+    return 0
+
+
+def _dry_run(asked: Train) -> int:
+    from .training.run import open_data, settled, shape_of
+
+    images = open_data(asked.settings, asked.data_dir, asked.skip_bad)
+    preset = settled(asked.settings, images)
+    from .training.cost import cost
+
+    about = {
+        "preset": asked.preset,
+        "source": presets.PRESETS[asked.preset].source,
+        "settings": presets.to_dict(preset),
+        "images": len(images.x),
+        "shape": list(shape_of(preset, images).image),
+        "classes": len(images.classes),
+        "cost": cost(preset, shape_of(preset, images)),
+    }
+    print(json.dumps(about, indent=2))
+    return 0
+
+
+def sample(args: list[str]) -> int:
+    asked = parse(Sample, "sample", args)
+    from .commands import sample as run
+
+    print(run(asked))
+    return 0
+
+
+def energy(args: list[str]) -> int:
+    asked = parse(EnergyOf, "energy", args)
+    from .commands import energy as run
+
+    run(asked)
+    return 0
+
+
+def list_presets(args: list[str]) -> int:
+    asked = parse(Presets, "presets", args)
+    if asked.json:
+        every = {n: {"source": e.source, "note": e.note, "settings": presets.to_dict(e.preset)} for n, e in presets.PRESETS.items()}
+        print(json.dumps(every, indent=2))
+        return 0
+    from .terminal import table
+
+    print(table([{"preset": n, "data": e.preset.data, "reproduces": e.source, "note": e.note} for n, e in presets.PRESETS.items()]))
+    return 0
+
+
+def list_data(args: list[str]) -> int:
+    asked = parse(DataList, "data list", args)
+    from .data import available
+
+    rows = available(asked.data_dir)
+    if asked.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    from .terminal import table
+
+    print(table(rows))
+    return 0
+
+
+def check_data(args: list[str]) -> int:
+    asked = parse(DataCheck, "data check", args)
+    from .commands import check as run
+
+    run(asked)
+    return 0
+
+
+@dataclass(frozen=True)
+class Command:
+    run: Callable[[list[str]], int]
+    help: str
+
+
+COMMANDS = {
+    "train": Command(train, "train a model (no arguments: handwritten digits, two minutes)"),
+    "sample": Command(sample, "draw samples from a model"),
+    "energy": Command(energy, "the energy of each image of a data set"),
+    "presets": Command(list_presets, "the named settings, and the paper's tables and figures they reproduce"),
+    "data list": Command(list_data, "the named data sets, and where they are"),
+    "data check": Command(check_data, "read a data set as training would and say what is in it"),
+}
+
+
+def _overview(prefix: str = "") -> str:
+    rows = [f"  igebm {name:<12} {command.help}" for name, command in COMMANDS.items() if name.startswith(prefix)]
+    return "\n".join(
+        [
+            f"igebm {__version__}: energy-based models with MCMC (Du & Mordatch, arXiv:1903.08689)",
+            "",
+            *rows,
+            "",
+            "igebm COMMAND --help shows a command's options. Exit codes: 0 done, 1 fault, 2 mistake, 130 interrupted.",
+        ]
+    )
+
+
+def parse(kind: type, command: str, args: list[str], default: Any = None) -> Any:
+    """`args` as a `kind`. Raises InputError with one line where they cannot be parsed; --help prints and exits."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            more = {} if default is None else {"default": default}
+            return tyro.cli(kind, prog=f"igebm {command}", args=args, **more)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(f"{one_line(printed.getvalue())}; see igebm {command} --help") from None
+
+
+def one_line(panel: str) -> str:
+    """What tyro says in a box, as one line: the first part of it, and the options that may have been meant."""
+    lines = [line.strip("│ ") for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [part.split("\n") for part in re.split(r"\n─+\n", "\n".join(lines))]
+    said = " ".join(parts[0]).replace(" .", "").removeprefix("Error parsing settings: ").strip()
+    if re.search(r"float: '-?\d*,\d+'", said):
+        said += " (write decimals with a dot)"
+    meant = [option for part in parts[1:] if part[0].startswith("Perhaps") for option in re.findall(r"--[a-z0-9-]+", " ".join(part))]
+    return said + (f"; did you mean {' or '.join(dict.fromkeys(meant[:3]))}?" if meant else "")
+
+
+def _fail(code: int, message: str) -> int:
+    from .terminal import say
+
+    say("igebm: " + " ".join(message.split()))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

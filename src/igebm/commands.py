@@ -1,0 +1,211 @@
+"""What `igebm sample`, `energy` and `data check` do, with their arguments parsed."""
+
+import csv
+import io
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import __version__, data, model, terminal
+from .data import Images, MissingSplit
+from .errors import Fault, InputError
+from .files import whole, writable_folder, write_json, write_text
+from .model import Model
+from .presets import Machine
+from .report.plots import by_class, grid, write_png
+from .runtime import probe
+from .training.run import free_folder
+from .training.state import read_checkpoint
+
+
+def sample(asked) -> Path:
+    """`igebm sample`: the folder with samples.png, samples.npy, labels.npy and sample.json."""
+    if asked.n < 1 or asked.batch < 1:
+        raise InputError(f"--n {asked.n} --batch {asked.batch}: give at least 1 of each")
+    if asked.steps is not None and asked.steps < 0:
+        raise InputError(f"--steps {asked.steps}: give 0 or more")
+    m = open_model(asked.model, asked.machine)
+    start, labels = starts(asked, m)
+    steps = asked.steps
+    if steps is None:
+        steps = m.preset.sample_steps if asked.init == "noise" else m.preset.chain_steps
+    out = writable_folder(asked.out or free_folder(Path("samples") / m.name))
+    n = asked.n if start is None else len(start)
+    with terminal.bar("sampling") as screen:
+        images, y = m.sample(
+            n,
+            label=asked.label if labels is None else None,
+            steps=steps,
+            start=start,
+            labels=labels,
+            seed=asked.seed,
+            batch=asked.batch,
+            progress=lambda done, total: screen.step(done, total),
+        )
+    write_png(out / "samples.png", grid(by_class(images, y)))
+    write_array(out / "samples.npy", images)
+    write_array(out / "labels.npy", np.full(n, -1, np.int64) if y is None else y)
+    about = {
+        "model": str(asked.model),
+        "model_step": m.step,
+        "weights": "ema",
+        "n": n,
+        "label": asked.label,
+        "classes": list(m.shape.classes),
+        "init": asked.init,
+        "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
+        "seed": asked.seed,
+        "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    write_json(out / "sample.json", about)
+    terminal.say(f"{n} samples by {steps} steps from {asked.init}, with the averaged weights of step {m.step}")
+    return out
+
+
+def starts(asked, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Where the chains of `igebm sample` start: images (None: noise) and their labels (None: as --label says)."""
+    wanted = None if asked.label is None else m.label(asked.label)
+    if asked.init == "noise":
+        return None, None
+    if asked.init == "buffer":
+        x, y = from_buffer(Path(asked.model))
+    else:
+        spec = asked.data or m.preset.data
+        images = load_split(spec, None, m, asked.data_dir)
+        order = np.random.default_rng(asked.seed).permutation(len(images.x))[: asked.n if wanted is None else None]
+        x, y = np.asarray(images.x[order]), None
+        if m.conditional and matches(images, m) and images.y is not None:
+            y = images.y[order]
+        elif wanted is not None:
+            y = np.full(len(x), wanted, np.int64)
+    if wanted is not None and y is not None:
+        x, y = x[y == wanted], y[y == wanted]
+    if len(x) == 0:
+        raise InputError(f"there is nothing to start from in the {asked.init} for label {asked.label}; use --init noise")
+    if len(x) < asked.n:
+        terminal.say(f"the {asked.init} holds {len(x)} such images, fewer than the {asked.n} asked for")
+    x, y = x[: asked.n], None if y is None else y[: asked.n]
+    if m.conditional and y is None:
+        y = np.arange(len(x), dtype=np.int64) % m.net.condition
+    return x, y
+
+
+def from_buffer(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images and labels in a run's replay buffer."""
+    if not folder.is_dir():
+        raise InputError(f"--init buffer needs a run folder with its checkpoint, got the file {folder}; use --init noise")
+    saved = read_checkpoint(folder, terminal.say)["buffer"]
+    return saved["x"].permute(0, 2, 3, 1).numpy(), None if saved["y"] is None else saved["y"].numpy()
+
+
+def energy(asked) -> None:
+    """`igebm energy`: one energy an image, to a file or as CSV to stdout."""
+    if asked.batch < 1:
+        raise InputError(f"--batch {asked.batch}: give at least 1")
+    if asked.out is not None and asked.out.suffix not in (".csv", ".npy"):
+        raise InputError(f"--out {asked.out}: give a name that ends in .csv or .npy")
+    m = open_model(asked.model, asked.machine)
+    images = load_split(asked.data, asked.split, m, asked.data_dir, asked.skip_bad)
+    labels = labels_for(asked.at, images, m)
+    with terminal.bar("energies") as screen:
+        parts = []
+        for part in model.batches(len(images.x), asked.batch):
+            parts.append(m.energy(np.asarray(images.x[part]), None if labels is None else labels[part], asked.batch))
+            screen.step(part.stop, len(images.x))
+    e = np.concatenate(parts)
+    if not np.isfinite(e).all():
+        raise Fault(f"{(~np.isfinite(e)).sum()} of {len(e)} energies are not finite; the model is broken")
+    if asked.out is not None and asked.out.suffix == ".npy":
+        write_array(asked.out, e)
+    else:
+        text = as_csv(e, images)
+        write_text(asked.out, text) if asked.out is not None else print(text, end="")
+    where = "at its label" if labels is not None else "minimum over labels" if m.conditional else "unconditional"
+    terminal.say(f"{len(e)} energies ({where}): mean {e.mean():.4f}, standard deviation {e.std():.4f}")
+
+
+def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:
+    """The labels to take energies at; None for the minimum over all, or an unconditional model."""
+    labelled = m.conditional and images.y is not None and matches(images, m) and bool((images.y >= 0).all())
+    if at == "label" and not labelled:
+        why = "is unconditional" if not m.conditional else f"knows the classes {', '.join(m.shape.classes[:5])}, ..., the data do not"
+        raise InputError(f"--at label: {m.name} {why}; use --at min")
+    return images.y if labelled and at != "min" else None
+
+
+def matches(images: Images, m: Model) -> bool:
+    return tuple(images.classes) == tuple(m.shape.classes)
+
+
+def as_csv(e: np.ndarray, images: Images) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["index", "label", "energy"])
+    for i, value in enumerate(e):
+        label = "" if images.y is None or images.y[i] < 0 else images.classes[images.y[i]]
+        rows.writerow([i, label, f"{value:.6g}"])
+    return text.getvalue()
+
+
+def check(asked) -> None:
+    """`igebm data check`: a page of text, or JSON."""
+    found = data.check(
+        asked.data,
+        data_dir=asked.data_dir,
+        image_size=asked.image_size or None,
+        channels=asked.channels or None,
+        skip_bad=asked.skip_bad,
+        say=terminal.say,
+    )
+    if asked.json:
+        print(json.dumps(found, indent=2))
+        return
+    for line in pretty(found):
+        print(line)
+
+
+def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
+    """Nested plain data as indented lines; long tables of counts on one line."""
+    indent = "  " * depth
+    if isinstance(value, dict) and value:
+        flat = all(not isinstance(v, dict | list) for v in value.values())
+        if flat and depth > 1:
+            return [f"{indent}{name}: " + ", ".join(f"{k} {v}" for k, v in value.items())]
+        head = [f"{indent}{name}:"] if name else []
+        inner = depth + 1 if name else depth
+        return head + [line for k, v in value.items() for line in pretty(v, str(k), inner)]
+    if isinstance(value, list | tuple):
+        value = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) or "none"
+    return [f"{indent}{name}: {value}"]
+
+
+def open_model(where: str, machine: Machine) -> Model:
+    """A MODEL argument as a Model on the machine's device, in its sampling dtype."""
+    model.find(where)  # a wrong name is said before the machine is looked at
+    runtime = probe(machine.device, machine.dtype, machine.compile if machine.compile != "auto" else "off", machine.threads)
+    return model.load(where, runtime.device, runtime.dtype, runtime.compiled)
+
+
+def load_split(
+    spec: str, split: str | None, m: Model, data_dir: Path | None, skip_bad: bool = False
+) -> Images:
+    """A data set in the model's image size and channels; without a split named, the test split where there is one."""
+    options: dict[str, Any] = dict(data_dir=data_dir, channels=m.shape.channels, skip_bad=skip_bad, say=terminal.say)
+    if m.shape.height == m.shape.width:
+        options["image_size"] = m.shape.height
+    try:
+        return data.load(spec, split or "test", **options)
+    except MissingSplit:
+        if split is not None:
+            raise
+        terminal.say(f"{spec} has no test split: the train split is used")
+        return data.load(spec, "train", **options)
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, values, allow_pickle=False)

@@ -1,0 +1,233 @@
+"""Images from .npz and .npy files. Nothing is ever unpickled; arrays that lie uncompressed in a file are memory-mapped.
+
+An .npz may hold `train_x`, `train_y`, `test_x`, `test_y`, `classes` (also `x_train`, `train_images`, `train_labels`),
+or one unnamed set, `x` / `images` / `arr_0` with `y` / `labels` / `arr_1`, which is the train split.
+"""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ..errors import InputError
+from .images import CHUNK, SPLITS, Images, MissingSplit, canonical, fitted, shown, silent
+from .labels import tidy_labels
+
+UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
+Header = tuple[tuple[int, ...], np.dtype]
+
+
+def load_file(
+    path: Path,
+    split: str = "train",
+    *,
+    name: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    say: Callable[[str], None] = silent,
+) -> Images:
+    """One split of an .npz or .npy file. Raises InputError, in one line, for whatever it cannot read for certain."""
+    where = shown(path)
+    arrays = read_npz(path) if path.suffix.lower() == ".npz" else {"x": read_npy(path)}
+    pixels, labels, classes = sort_arrays(arrays, where)
+    wanted = canonical(split)
+    if wanted not in pixels:
+        raise MissingSplit(where, split, pixels)
+    x = as_uint8(pixels[wanted], f"{where} ({wanted})")
+    counts = {s: len(a) for s, a in pixels.items()}
+    ys, classes = tidy_labels(labels, counts, classes, where, say)
+    y = ys.get(wanted)
+    return Images(name or where, fitted(x, image_size, channels), y, classes if y is not None else ())
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an .npz: memory-mapped read-only where it lies uncompressed, else read into memory."""
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    continue
+                key = info.filename.removesuffix(".npy")
+                stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
+                arrays[key] = _mapped(path, info) if stored else _read(archive, info)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise _unreadable(path, "npz", error) from error
+    return arrays
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of an .npy file, memory-mapped read-only."""
+    try:
+        with open(path, "rb") as file:
+            shape, fortran, dtype = _npy_header(file, shown(path))
+            offset = file.tell()
+        _enough(path.stat().st_size - offset, shape, dtype)
+        return _memmap(path, dtype, offset, shape, fortran)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise _unreadable(path, "npy", error) from error
+
+
+def npz_headers(path: Path) -> dict[str, Header]:
+    """Shape and dtype of every array of an .npz, without its values."""
+    headers = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.filename.endswith(".npy"):
+                    with archive.open(info) as file:
+                        shape, _, dtype = _npy_header(file, shown(path))
+                    headers[info.filename.removesuffix(".npy")] = (shape, dtype)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise _unreadable(path, "npz", error) from error
+    return headers
+
+
+def sort_arrays(
+    arrays: Mapping[str, np.ndarray], where: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]:
+    """The arrays of a file as pixels by split, labels by split, class names."""
+    pixels, labels = {}, {}
+    for split in SPLITS:
+        words = (split, "validation", "valid") if split == "val" else (split,)
+        for word in words:
+            for key in (f"{word}_x", f"x_{word}", f"{word}_images"):
+                if key in arrays:
+                    pixels.setdefault(split, arrays[key])
+            for key in (f"{word}_y", f"y_{word}", f"{word}_labels"):
+                if key in arrays:
+                    labels.setdefault(split, arrays[key])
+    if not pixels:
+        keys = [key for key in ("x", "images", "arr_0") if key in arrays]
+        if not keys:
+            there = ", ".join(sorted(arrays)) or "none"
+            raise InputError(
+                f"no images found in {where}: expected an array train_x, x, images or arr_0; it has: {there}"
+            )
+        pixels["train"] = arrays[keys[0]]
+        for key in ("y", "labels", "arr_1"):
+            if key in arrays:
+                labels.setdefault("train", arrays[key])
+    classes = arrays.get("classes", arrays.get("class_names", np.empty(0, "U1")))
+    if classes.dtype.kind not in "US" or classes.ndim != 1:
+        raise InputError(f"`classes` of {where} must be a list of names, got {classes.dtype} of shape {classes.shape}")
+    names = tuple(c.decode("utf-8", "backslashreplace") if isinstance(c, bytes) else str(c) for c in classes)
+    return pixels, {s: y for s, y in labels.items() if s in pixels}, names
+
+
+def as_uint8(x: np.ndarray, where: str) -> UInt8[np.ndarray, "n h w c"]:
+    """Pixels as uint8 N x H x W x C, a view where they are that already.
+
+    uint8 is taken as it is, even if no value exceeds 1; floats within [0, 1] are multiplied by 255 and rounded.
+    Anything else could mean several things and is refused, as is a shape whose channel axis (of 1 or 3) cannot be told.
+    """
+    x = _channels_last(x, where)
+    if not x.size:
+        raise InputError(f"no images found in {where}: the array has shape {x.shape}")
+    if x.dtype == np.uint8:
+        return x
+    chunks = [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
+    if x.dtype.kind == "f":
+        bad = sum(int(np.count_nonzero(~np.isfinite(chunk))) for chunk in chunks)
+        if bad:
+            raise InputError(
+                f"{where} has {bad} values that are NaN or infinite, of {x.size}; repair or drop those images"
+            )
+    low, high = (
+        (min(chunk.min() for chunk in chunks), max(chunk.max() for chunk in chunks))
+        if x.dtype.kind in "fiub"
+        else (0, 0)
+    )
+    if x.dtype.kind != "f" or low < 0 or high > 1:
+        raise InputError(
+            f"{where} has {x.dtype} values from {low:.6g} to {high:.6g}, shape {x.shape}, "
+            "which can be read in several ways; save it as uint8 (0 to 255) or as floats in [0, 1]"
+        )
+    out = np.empty(x.shape, np.uint8)
+    for start in range(0, len(x), CHUNK):
+        out[start : start + CHUNK] = np.rint(x[start : start + CHUNK].astype(np.float64) * 255)
+    return out
+
+
+def _channels_last(x: np.ndarray, where: str) -> np.ndarray:
+    if x.ndim == 3 and x.shape[-1] not in (1, 3):
+        return x[..., None]
+    first, last = (x.ndim == 4 and x.shape[axis] in (1, 3) for axis in (1, -1))
+    if first == last:
+        why = (
+            "both axis 1 and the last could be the channels"
+            if first
+            else "expected (N, H, W, C) or (N, C, H, W), C = 1 or 3"
+        )
+        raise InputError(
+            f"cannot tell the channels of {where}, shape {x.shape}: {why}; save it as (N, H, W, 3) or (N, H, W)"
+        )
+    return np.moveaxis(x, 1, -1) if first else x
+
+
+def _npy_header(file: IO[bytes] | io.BufferedIOBase, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise InputError(
+            f"{where} holds Python objects, of shape {shape}; they are never unpickled: save plain arrays, uint8"
+        )
+    return shape, fortran, dtype
+
+
+def _mapped(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
+    with open(path, "rb") as file:
+        # The local header (30 bytes, name, extra field) repeats the central one, but its extra field may differ.
+        file.seek(info.header_offset)
+        local = file.read(30)
+        if local[:4] != b"PK\x03\x04":
+            raise zipfile.BadZipFile(f"no entry where {info.filename} should be")
+        start = (
+            info.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+        )
+        file.seek(start)
+        shape, fortran, dtype = _npy_header(file, shown(path))
+        offset = file.tell()
+    _enough(min(info.file_size, path.stat().st_size - start) - (offset - start), shape, dtype)
+    return _memmap(path, dtype, offset, shape, fortran)
+
+
+def _memmap(path: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
+    if 0 in shape or not shape:  # nothing to map, and mmap refuses empty ranges
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return np.fromfile(file, dtype, 0 if 0 in shape else 1).reshape(shape)
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as file:
+        _npy_header(file, shown(archive.filename or "the file"))
+    with archive.open(info) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _enough(there: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if there < needed:
+        raise EOFError(f"cut off: {needed} bytes of pixels announced, {there} there")
+
+
+def _unreadable(path: Path, kind: str, error: BaseException) -> InputError:
+    reason = str(error).split("\n")[0] or type(error).__name__
+    return InputError(
+        f"{shown(path)} is not an .{kind} file that can be read, or it is damaged: {reason}; "
+        "write it again (a file that igebm made itself can be deleted)"
+    )

@@ -1,0 +1,207 @@
+"""Picture files of every kind to one uint8 array, in threads; the damaged ones are found before anything is trained.
+
+One rule everywhere: transparent pixels are laid over white, an animation gives its first frame, the camera's
+orientation (EXIF) is applied, 16-bit grey v becomes round(v / 257), CMYK becomes RGB.
+"""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import InputError
+from ..files import whole
+from .images import check_options, square, with_channels
+
+IN_MEMORY = 2**30  # bytes; larger sets go to a file that is memory-mapped
+AT_ONCE = 512  # pictures decoded before the first is stored
+GREY = ("1", "L", "LA", "La")
+COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+# What Pillow raises for damaged files, tried on many: there is no common base.
+DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
+    zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+class Picture(NamedTuple):
+    """A picture that has not been read yet."""
+
+    name: str  # for messages
+    open: Callable[[], Path | BinaryIO]  # gives what Pillow opens
+
+
+class Head(NamedTuple):
+    size: tuple[int, int]  # width, height as it is meant to be looked at
+    grey: bool
+
+
+def decode(picture: Picture, image_size: int | None, channels: int) -> np.ndarray:
+    """One picture, uint8 H x W x `channels`; raises one of DAMAGED where it cannot be decoded to its end."""
+    with Image.open(picture.open()) as image:
+        mode = _mode(image)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if mode == "I;16":
+            image = Image.fromarray(np.rint(np.asarray(image).astype(np.uint16) / 257).astype(np.uint8))
+        elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+            image = image.convert("LA") if mode == "La" else image
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        else:
+            image = image.convert("L" if mode in GREY else "RGB")
+        if image_size is not None:
+            image = square(image, image_size)
+        x = np.asarray(image)
+    return with_channels(x[..., None] if x.ndim == 2 else x, channels)
+
+
+def decode_all(
+    pictures: Sequence[Picture],
+    where: str,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    say: Callable[[str], None],
+    spill: Callable[[], Path],
+) -> tuple[np.ndarray, np.ndarray]:
+    """All pictures, uint8 N x H x W x C, and the indices (int64, N) of those that were kept.
+
+    C is 1 if all are grey, else 3, unless `channels` asks. Results above 1 GiB are written to the .npy file that
+    `spill()` names and memory-mapped. Raises InputError listing the damaged files (with `skip_bad` they are left out
+    and said), or the sizes where they differ and no `image_size` makes them one.
+    """
+    check_options(image_size, channels)
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        # Pillow warns of odd metadata; where pixels are missing it raises as well.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        heads = list(pool.map(_head, pictures))
+        bad = {i: head for i, head in enumerate(heads) if isinstance(head, str)}
+        good = [i for i in range(len(pictures)) if i not in bad]
+        read = [head for head in heads if isinstance(head, Head)]
+        depth = channels or (1 if all(head.grey for head in read) else 3)
+        if not image_size:
+            _one_size((head.size for head in read), where)
+        w, h = (image_size, image_size) if image_size else (read[0].size if read else (0, 0))
+        rows = _rows(pictures, good, image_size, (h, w, depth), pool, bad)
+
+        def report() -> None:
+            _report([f"{pictures[i].name} ({bad[i]})" for i in sorted(bad)], len(pictures), where, skip_bad, say)
+
+        shape = (len(good), h, w, depth)
+        x = _to_memory(rows, shape, report) if np.prod(shape) <= IN_MEMORY else _to_file(rows, shape, report, spill())
+    return x, np.array([i for i in range(len(pictures)) if i not in bad], dtype=np.int64)
+
+
+def _mode(image: Image.Image) -> str:
+    """The mode, with every spelling of 16-bit grey as I;16; ValueError for what has no sure meaning in 8 bits."""
+    mode = image.mode
+    # Older Pillow opens 16-bit PNG and PGM as 32-bit integers.
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        return "I;16"
+    if mode not in GREY + COLOUR:
+        raise ValueError(f"pixel format {mode} has no sure meaning in 8 bits; save it as 8 or 16 bits")
+    return mode
+
+
+def _head(picture: Picture) -> Head | str:
+    try:
+        with Image.open(picture.open()) as image:
+            w, h = image.size
+            # For a PNG without EXIF in front Pillow would decode all of it to look behind the pixels.
+            turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return Head((h, w) if turned else (w, h), _mode(image) in (*GREY, "I;16"))
+    except DAMAGED as error:
+        return _reason(error)
+
+
+def _rows(
+    pictures: Sequence[Picture],
+    good: list[int],
+    image_size: int | None,
+    shape: tuple[int, int, int],
+    pool: Executor,
+    bad: dict[int, str],
+) -> Iterator[np.ndarray]:
+    """The decoded pictures in order; those that turn out damaged are entered in `bad` instead."""
+
+    def one(i: int) -> np.ndarray | str:
+        try:
+            return decode(pictures[i], image_size, shape[2])
+        except DAMAGED as error:
+            return _reason(error)
+
+    for start in range(0, len(good), AT_ONCE):
+        chunk = good[start : start + AT_ONCE]
+        for i, row in zip(chunk, pool.map(one, chunk), strict=True):
+            if isinstance(row, str):
+                bad[i] = row
+            elif row.shape != shape:
+                _one_size([(shape[1], shape[0]), (row.shape[1], row.shape[0])], pictures[i].name)
+            else:
+                yield row
+
+
+def _to_memory(rows: Iterator[np.ndarray], shape: tuple[int, ...], report: Callable[[], None]) -> np.ndarray:
+    x = np.empty(shape, np.uint8)
+    k = 0
+    for row in rows:
+        x[k] = row
+        k += 1
+    report()
+    return x[:k]
+
+
+def _to_file(rows: Iterator[np.ndarray], shape: tuple[int, ...], report: Callable[[], None], path: Path) -> np.ndarray:
+    # Written, not mapped: a full disk is then an error, where a mapped page would kill the process.
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with whole(path) as temporary:
+        with open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            k = 0
+            for row in rows:
+                file.write(np.ascontiguousarray(row).data)
+                k += 1
+            report()
+            # NumPy pads headers so that the first axis may change without changing their length.
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (k, *shape[1:])})
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _report(bad: list[str], total: int, where: str, skip_bad: bool, say: Callable[[str], None]) -> None:
+    if not bad:
+        return
+    listed = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
+    if len(bad) == total or not skip_bad:
+        hint = "" if len(bad) == total else "; repair or remove them, or leave them out with --skip-bad"
+        raise InputError(f"{len(bad)} of {total} images in {where} cannot be read: {listed}{hint}")
+    say(f"left out {len(bad)} of {total} images in {where} that cannot be read: {listed}")
+
+
+def _one_size(sizes: Iterable[tuple[int, int]], where: str) -> None:
+    found = sorted(set(sizes))
+    if len(found) > 1:
+        listed = ", ".join(f"{w}x{h}" for w, h in found[:6]) + (", ..." if len(found) > 6 else "")
+        short = min(min(size) for size in found)
+        raise InputError(
+            f"images in {where} have {len(found)} sizes ({listed}); make them one with --image-size {short}"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return "too many pixels to be decoded safely"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).split("\n")[0] or type(error).__name__

@@ -1,0 +1,169 @@
+"""A folder of images: its sub-folders are the classes, in the order of their names; a flat folder has no labels.
+
+Folders called train, test, val or validation are splits, never classes; without them everything is the train split.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import whole
+from .decode import Picture, decode_all
+from .images import Images, MissingSplit, canonical, shown, silent
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+WORTH_KEEPING = 2**24  # bytes of files; fewer do not decode to more than memory holds
+SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation")
+
+
+class Listing(NamedTuple):
+    """What a folder holds, before any image is opened."""
+
+    files: dict[str, list[tuple[Path, str]]]  # split -> image files, each with its class folder ("" for none)
+    classes: tuple[str, ...]  # in order; those of all splits together
+    empty: tuple[str, ...]  # folders that would be classes but hold no image
+    passed: tuple[Path, ...]  # files that are not taken for images
+
+
+def load_folder(
+    root: Path,
+    split: str = "train",
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    say: Callable[[str], None] = silent,
+    data_dir: Callable[[], Path],
+) -> Images:
+    """One split of a folder of images.
+
+    `data_dir()` is asked for a folder to keep decoded pixels in where they exceed 1 GiB. Raises InputError for a folder
+    without images, damaged images (unless `skip_bad`) or images of several sizes without an `image_size`.
+    """
+    where = shown(root)
+    listing = list_folder(root)
+    if listing.passed:
+        some = ", ".join(shown(path.name) for path in listing.passed[:3])
+        dots = ", ..." if len(listing.passed) > 3 else ""
+        say(f"{where}: passed over {len(listing.passed)} files that are not images ({some}{dots})")
+    if not listing.files:
+        raise InputError(f"no images found in {where}; looked for {' '.join(EXTENSIONS)}, in any case")
+    if listing.empty:
+        say(f"{where}: no class for folders without images: {', '.join(shown(name) for name in listing.empty)}")
+    wanted = canonical(split)
+    if wanted not in listing.files:
+        raise MissingSplit(where, split, listing.files)
+    files = listing.files[wanted]
+    pictures = [Picture(shown(path.relative_to(root)), partial(Path, path)) for path, _ in files]
+    x, kept = _pixels(root, files, pictures, image_size, channels, skip_bad, say, data_dir)
+    if not listing.classes:
+        return Images(where, x, None, ())
+    number = {name: k for k, name in enumerate(listing.classes)}
+    y = np.array([number.get(files[i][1], -1) for i in kept], dtype=np.int64)
+    if (y < 0).any():
+        say(f"{where}: {np.count_nonzero(y < 0)} images lie beside the class folders and are taken as unlabelled")
+    return Images(where, x, y, tuple(shown(name) for name in listing.classes))
+
+
+def list_folder(root: Path) -> Listing:
+    """Image files by split and class. Hidden files (`.x`, `._x`, `__MACOSX`) are never opened."""
+    images, passed, folders = _walk(root)
+    parts = {path: path.relative_to(root).parts for path in images}
+    splits = {p[0] for p in parts.values() if len(p) > 1 and p[0].lower() in SPLIT_FOLDERS}
+    others = {p[0] for p in parts.values() if len(p) > 1} - splits
+    if splits and others:
+        raise InputError(
+            f"{shown(root)} has folders that name splits ({_names(splits)}) beside others ({_names(others)}); "
+            "move the classes into the splits, or rename the split folders"
+        )
+    files: dict[str, list[tuple[Path, str]]] = {}
+    for path, p in parts.items():
+        if splits and p[0] not in splits:
+            passed.append(path)
+            continue
+        inner = p[1:] if splits else p
+        files.setdefault(canonical(p[0]) if splits else "train", []).append((path, inner[0] if len(inner) > 1 else ""))
+    classes = {name for items in files.values() for _, name in items} - {""}
+    depth = 2 if splits else 1
+    candidates = {f.parts[-1] for f in folders if len(f.parts) == depth and (depth == 1 or f.parts[0] in splits)}
+    empty = candidates - classes - {name for name in candidates if depth == 1 and name.lower() in SPLIT_FOLDERS}
+    return Listing(files, tuple(sorted(classes, key=os.fsencode)), tuple(sorted(empty, key=os.fsencode)), tuple(passed))
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Image files, other files, and folders (relative) below `root`, each in an order that no locale changes."""
+    images, passed, folders, seen = [], [], [], set()
+
+    def stop(error: OSError) -> None:
+        raise InputError(f"cannot look into {shown(error.filename or root)}: {error.strerror}") from error
+
+    for top, names, files in os.walk(root, followlinks=True, onerror=stop):
+        names.sort(key=os.fsencode)
+        status = os.stat(top)
+        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder that was already read
+            names.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folder = Path(top).relative_to(root)
+        hidden = any(_hidden(part) for part in folder.parts)
+        if folder.parts and not hidden:
+            folders.append(folder)
+        for file in sorted(files, key=os.fsencode):
+            image = not hidden and not _hidden(file) and os.path.splitext(file)[1].lower() in EXTENSIONS
+            (images if image else passed).append(Path(top, file))
+    return images, passed, folders
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(shown(name) for name in sorted(names, key=os.fsencode)[:5])
+
+
+def _pixels(
+    root: Path,
+    files: list[tuple[Path, str]],
+    pictures: list[Picture],
+    image_size: int | None,
+    channels: int | None,
+    skip_bad: bool,
+    say: Callable[[str], None],
+    data_dir: Callable[[], Path],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The decoded pictures and the indices of those kept; from an earlier run's file if nothing has changed."""
+    key = hashlib.sha256(repr((image_size, channels, skip_bad)).encode())
+    total = 0
+    for path, _ in files:
+        status = path.stat()
+        total += status.st_size
+        key.update(os.fsencode(path.absolute()) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    store: list[Path] = []
+
+    def spill() -> Path:
+        store.append(data_dir() / "folders" / f"{key.hexdigest()[:24]}.npy")
+        store[0].parent.mkdir(parents=True, exist_ok=True)
+        return store[0]
+
+    if total > WORTH_KEEPING:  # else it cannot have been kept, and no folder need be asked for
+        path = spill()
+        index = path.with_suffix(".kept.npy")
+        if path.exists() and index.exists():
+            kept = np.load(index, allow_pickle=False)
+            if len(kept) < len(files):
+                say(f"left out {len(files) - len(kept)} of {len(files)} images in {shown(root)} that cannot be read")
+            return np.load(path, mmap_mode="r", allow_pickle=False), kept
+    x, kept = decode_all(
+        pictures, shown(root), image_size=image_size, channels=channels, skip_bad=skip_bad, say=say, spill=spill
+    )
+    if isinstance(x, np.memmap):
+        with whole(store[0].with_suffix(".kept.npy")) as temporary, open(temporary, "wb") as file:
+            np.save(file, kept)
+    return x, kept

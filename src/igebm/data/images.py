@@ -1,0 +1,114 @@
+"""One split of a data set in memory, and the two changes that every kind of set may be asked for: size and channels."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from ..errors import InputError
+
+SPLITS = ("train", "test", "val")
+CHUNK = 4096  # images handled at once where a set may be larger than memory
+
+
+class Images(NamedTuple):
+    """One split of a data set."""
+
+    name: str  # what the user calls it: "cifar10", "hf:owner/name", a path
+    x: np.ndarray  # uint8, N x H x W x C, in memory or memory-mapped (then read-only)
+    y: np.ndarray | None  # int64 labels 0..len(classes)-1, -1 = unlabelled; None without labels
+    classes: tuple[str, ...]  # () without labels
+
+
+class MissingSplit(InputError):
+    """The set is there, the split is not; `splits` are those it has."""
+
+    def __init__(self, name: str, split: str, splits: Iterable[str]):
+        self.splits = tuple(splits)
+        there = ", ".join(self.splits) or "none"
+        super().__init__(f"{name} has no split {split!r}; it has: {there}")
+
+
+def silent(message: str) -> None:
+    """The `say` of a caller who wants to hear nothing."""
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as printable text, whatever the locale; bytes that are not UTF-8 appear as \\xff."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def canonical(split: str) -> str:
+    """`validation` and `valid` are other words for `val`; the rest is itself."""
+    return "val" if split.lower() in ("val", "valid", "validation") else split.lower()
+
+
+def check_options(image_size: int | None, channels: int | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise InputError(f"the image size must be at least 1 pixel, got {image_size}")
+    if channels not in (None, 1, 3):
+        raise InputError(f"images can have 1 channel (grey) or 3 (colour), got {channels}")
+
+
+def luma(x: UInt8[np.ndarray, "*n h w 3"]) -> UInt8[np.ndarray, "*n h w 1"]:
+    """Grey level of RGB by ITU-R 601, Y = 0.299 R + 0.587 G + 0.114 B, in integers as Pillow's `L`."""
+    r, g, b = (x[..., c].astype(np.uint32) for c in range(3))
+    return ((19595 * r + 38470 * g + 7471 * b + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
+def with_channels(x: UInt8[np.ndarray, "*n h w c"], channels: int | None) -> UInt8[np.ndarray, "*n h w d"]:
+    """`x` with 1 or 3 channels: luma downwards, repetition upwards. None leaves it as it is."""
+    if channels is None or x.shape[-1] == channels:
+        return x
+    return luma(x) if channels == 1 else np.repeat(x, 3, axis=-1)
+
+
+def square(picture: Image.Image, size: int) -> Image.Image:
+    """The short side resized to `size` pixels (Lanczos), then the central square."""
+    w, h = picture.size
+    short = min(w, h)
+    if short != size:
+        w, h = max(size, round(w * size / short)), max(size, round(h * size / short))
+        picture = picture.resize((w, h), Image.Resampling.LANCZOS)
+    left, top = (w - size) // 2, (h - size) // 2
+    return picture.crop((left, top, left + size, top + size))
+
+
+def fitted(
+    x: UInt8[np.ndarray, "n h w c"], image_size: int | None, channels: int | None
+) -> UInt8[np.ndarray, "n a b d"]:
+    """`x` at the asked size (pixels) and number of channels; `x` itself where it has them already."""
+    check_options(image_size, channels)
+    n, h, w, c = x.shape
+    size = None if image_size is None or (h, w) == (image_size, image_size) else image_size
+    depth = channels or c
+    if size is None and depth == c:
+        return x
+    out = np.empty((n, size or h, size or w, depth), np.uint8)
+
+    def resized(row: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row)
+        return np.asarray(square(picture, size or 0)).reshape(*out.shape[1:3], row.shape[-1])
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, n, CHUNK):
+            rows = np.ascontiguousarray(x[start : start + CHUNK])
+            if depth < c:
+                rows = with_channels(rows, depth)
+            if size is not None:
+                rows = np.stack(list(pool.map(resized, rows)))
+            out[start : start + CHUNK] = with_channels(rows, depth)
+    return out
+
+
+def existing(path: Path) -> bool:
+    """Whether something is at `path`; a folder that may not be searched counts as nothing there."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

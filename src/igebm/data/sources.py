@@ -1,0 +1,70 @@
+"""`load`: one word or path from the user to one split of a data set."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, unknown
+from . import hub
+from .arrays import load_file
+from .folder import load_folder
+from .images import Images, check_options, existing, shown, silent
+from .named import NAMES, data_folder, load_cached, load_named
+
+
+def load(
+    spec: str,
+    split: str = "train",
+    *,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    say: Callable[[str], None] = silent,
+) -> Images:
+    """One split of a data set, uint8 N x H x W x C with int64 labels.
+
+    `spec` is a name (`available()` lists them), `hf:owner/name` or `hf:owner/name/config`, a folder of images, or an
+    .npz or .npy file; a name is never taken for a folder (write ./digits for that). `image_size` (pixels) resizes the
+    short side and crops the central square; `channels` is 1 (grey) or 3. What a user should know but need not act on
+    is told through `say`, a line at a time. Raises InputError for everything that cannot be read for certain; it is a
+    MissingSplit, which lists the splits there are, where the set lacks `split`.
+    """
+    check_options(image_size, channels)
+    if spec in NAMES:
+        return load_named(
+            spec, split, data_dir=data_dir, image_size=image_size, channels=channels, skip_bad=skip_bad, say=say
+        )
+    if spec.startswith("hf:"):
+        repository, config = hub.parse(spec)
+
+        def fetch(looked_for: str) -> Any:
+            return hub.download(repository, config, looked_for, say)
+
+        stem = "--".join(["hf", *repository.split("/"), *([config] if config else [])])
+        return load_cached(
+            spec, stem, split, fetch, label=None, data_dir=data_dir, image_size=image_size, channels=channels,
+            skip_bad=skip_bad, say=say,
+        )  # fmt: skip
+    path = Path(spec)
+    if spec and path.is_dir():
+        return load_folder(
+            path, split, image_size=image_size, channels=channels, skip_bad=skip_bad, say=say,
+            data_dir=lambda: data_folder(data_dir, say),
+        )  # fmt: skip
+    return _load_path(path, spec, split, image_size, channels, say)
+
+
+def _load_path(
+    path: Path, spec: str, split: str, image_size: int | None, channels: int | None, say: Callable[[str], None]
+) -> Images:
+    array = path.suffix.lower() in (".npz", ".npy")
+    if spec and existing(path):
+        if not array:
+            raise InputError(f"{shown(spec)} is neither a folder of images nor an .npz or .npy file")
+        return load_file(path, split, image_size=image_size, channels=channels, say=say)
+    if array or os.sep in spec or "/" in spec:
+        raise InputError(f"no data set at {shown(spec)}: there is no such folder or file")
+    error = unknown("data set", shown(spec), NAMES)
+    raise InputError(f"{error}; a folder of images, an .npz file or hf:owner/name also works")

@@ -1,0 +1,125 @@
+"""What is in a data set, as plain numbers: the questions to ask before training on it."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .images import CHUNK, Images, MissingSplit, silent
+from .sources import load
+
+USUAL_BATCH = 64
+IMBALANCE = 10  # times as many images in the largest class as in the smallest
+
+
+def check(
+    spec: str,
+    *,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    say: Callable[[str], None] = silent,
+) -> dict[str, Any]:
+    """The train and test split (those there are) of a data set, described; arguments as for `load`.
+
+    Keys: `name`, `classes`, `splits` (see `describe`), `duplicates_across`: the share of test images that are also
+    train images (None without both), `warnings`: a list of sentences.
+    """
+    found: dict[str, Images] = {}
+    missing: list[MissingSplit] = []
+    for split in ("train", "test"):
+        try:
+            found[split] = load(
+                spec, split, data_dir=data_dir, image_size=image_size, channels=channels, skip_bad=skip_bad, say=say
+            )
+        except MissingSplit as error:
+            missing.append(error)
+    if not found:
+        raise missing[0]
+    hashes = {split: fingerprints(images.x) for split, images in found.items()}
+    splits = {split: describe(images, hashes[split]) for split, images in found.items()}
+    across = None
+    if len(found) == 2:
+        seen = set(hashes["train"])
+        across = sum(h in seen for h in hashes["test"]) / len(hashes["test"])
+    first = next(iter(found.values()))
+    warnings = [f"{split}: {line}" for split, row in splits.items() for line in _warnings(row)]
+    if across:
+        warnings.append(f"{across:.1%} of the test images are also in the train split")
+    return {
+        "name": first.name, "classes": list(first.classes), "splits": splits, "duplicates_across": across,
+        "warnings": warnings,
+    }  # fmt: skip
+
+
+def describe(images: Images, hashes: list[bytes]) -> dict[str, Any]:
+    """One split in numbers.
+
+    `count`; `shape` [H, W, C]; `dtype`; `range` [least, greatest pixel]; `mean`, `std` per channel, of pixels / 255;
+    `per_class` (name -> count, None without labels); `unlabelled`; `constant`: images of one value only;
+    `duplicates`: the share of images that repeat an earlier one.
+    """
+    x, y = images.x, images.y
+    total, squares = np.zeros(x.shape[-1]), np.zeros(x.shape[-1])
+    low, high, constant = 255, 0, 0
+    for start in range(0, len(x), CHUNK):
+        rows = np.asarray(x[start : start + CHUNK])
+        flat = rows.reshape(len(rows), -1)
+        least, greatest = flat.min(1), flat.max(1)
+        low, high = min(low, int(least.min())), max(high, int(greatest.max()))
+        constant += int(np.count_nonzero(least == greatest))
+        levels = rows.reshape(-1, x.shape[-1])
+        counts = np.stack([np.bincount(levels[:, c], minlength=256) for c in range(x.shape[-1])])
+        total += counts @ np.arange(256)
+        squares += counts @ np.arange(256) ** 2
+    pixels = x[..., 0].size
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+    per_class = None
+    if y is not None:
+        counts = np.bincount(y[y >= 0], minlength=len(images.classes))
+        per_class = {name: int(k) for name, k in zip(images.classes, counts, strict=True)}
+    return {
+        "count": len(x),
+        "shape": list(x.shape[1:]),
+        "dtype": str(x.dtype),
+        "range": [low, high],
+        "mean": [float(v) for v in mean / 255],
+        "std": [float(v) for v in std / 255],
+        "per_class": per_class,
+        "unlabelled": len(x) if y is None else int(np.count_nonzero(y < 0)),
+        "constant": constant,
+        "duplicates": 1 - len(set(hashes)) / len(hashes),
+    }
+
+
+def fingerprints(x: np.ndarray) -> list[bytes]:
+    """A 16-byte hash of each image's pixels."""
+    return [hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest() for row in x]
+
+
+def _warnings(row: dict[str, Any]) -> list[str]:
+    lines = []
+    if row["count"] < USUAL_BATCH:
+        lines.append(f"{row['count']} images are fewer than a batch of {USUAL_BATCH}; batches will repeat them")
+    counts = row["per_class"] or {}
+    present = [k for k in counts.values() if k]
+    absent = [name for name, k in counts.items() if not k]
+    if absent:
+        lines.append(
+            f"{len(absent)} classes have no images: {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
+        )
+    if present and max(present) > IMBALANCE * min(present):
+        lines.append(f"the largest class has {max(present)} images, the smallest {min(present)}")
+    if row["per_class"] is not None and row["unlabelled"]:
+        lines.append(f"{row['unlabelled']} images have no label")
+    if row["constant"]:
+        lines.append(f"{row['constant']} images have one value only")
+    if row["duplicates"] > 0:
+        lines.append(f"{row['duplicates']:.1%} of the images repeat an earlier one")
+    if row["range"][1] <= 1:
+        lines.append("no pixel exceeds 1 of 255: the images are black; were they meant to be floats in [0, 1]?")
+    return lines

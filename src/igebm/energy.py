@@ -1,0 +1,36 @@
+"""What an energy is: a callable x -> E(x), one number for each item of a batch, with p(x) ∝ exp(-E(x)).
+
+A network is one once its label is bound (`given`), and so is every composition of energies (compose.py). Kernels see
+nothing else, so no sampler knows of labels, masks or models.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Energy = Callable[[Tensor], Tensor]
+"""(B, *shape) -> (B,); differentiable, and without interaction between the items of a batch."""
+
+
+def energy_and_grad(
+    E: Energy, x: Float[Tensor, "b *d"], create_graph: bool = False
+) -> tuple[Float[Tensor, "b"], Float[Tensor, "b *d"]]:
+    """E(x) and ∇ₓE(x). Items of a batch do not interact, so the gradient of the sum is the batch of gradients.
+
+    With `create_graph` both stay differentiable, in x and in whatever E closes over; otherwise both are detached.
+    Works inside `torch.no_grad` too.
+    """
+    with torch.enable_grad():
+        if not (create_graph and x.requires_grad):
+            x = x.detach().requires_grad_()
+        e = E(x)
+        (g,) = torch.autograd.grad(e.sum(), x, create_graph=create_graph)
+    return (e, g) if create_graph else (e.detach(), g)
+
+
+def given(net: Callable[[Tensor, Any], Tensor], y: Any) -> Energy:
+    """E(· | y): the conditional energy with its label (or latents) bound."""
+    return lambda x: net(x, y)

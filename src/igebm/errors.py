@@ -1,0 +1,23 @@
+"""What can go wrong, in two words: the user's mistake (exit code 2) and a fault while running (exit code 1).
+
+Each message is one line and says what was wrong, what was got and what to try; the command line prints it as it is.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: a flag, a file, a data set. Exit code 2."""
+
+
+class Fault(RuntimeError):
+    """A fault while running that no other input would have avoided for certain: divergence, a full disk. Exit code 1."""
+
+
+def unknown(kind: str, got: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not on a list: names the nearest ones, or all of a short list."""
+    known = list(known)
+    near = get_close_matches(got.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    return InputError(f"unknown {kind} {got!r}; {hint}")

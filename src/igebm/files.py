@@ -1,0 +1,84 @@
+"""Files are written whole or not at all: to a temporary neighbour, synced, renamed."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import Fault, InputError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; it becomes `path` when the block ends, and vanishes if the block fails.
+
+    The data reach the disk before the name does (fsync, rename, fsync of the folder), so that after a crash `path` is
+    either the old file or the new one. Raises Fault, naming the file, where the disk is full or the folder unwritable.
+    """
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+    except OSError as error:
+        raise Fault(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise Fault(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def writable_folder(path: Path) -> Path:
+    """`path` as a folder that exists and takes files. Raises InputError otherwise, before any work is done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {path}: {error.strerror}; choose another with --out") from error
+    return path
+
+
+def read_json(path: Path, what: str, check: Callable[[Any], bool] = lambda _: True) -> Any:
+    """The JSON value in `path`. Raises InputError, naming `what` it should be, where it is unreadable or fails `check`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not {what}: {error}") from error
+    if not check(value):
+        raise InputError(f"{path} is not {what}")
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

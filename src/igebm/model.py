@@ -1,0 +1,285 @@
+"""What a user loads: weights and settings from one safetensors file -> energies ready to sample.
+
+Everything beyond training stands on this module: the command line, evaluation, a notebook.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import __version__, presets
+from .data import dequantise, quantise
+from .energy import Energy
+from .errors import Fault, InputError, unknown
+from .files import whole
+from .nets.fold import Twin
+from .nets.image import ImageEnergy, smallest_image
+from .presets import Preset
+from .samplers import Kernel, langevin, run
+
+Progress = Callable[[int, int], None]
+"""called with what is done and what there is to do"""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a preset leaves to the data: image shape, and the classes of a conditional model (() where there are none)."""
+
+    channels: int
+    height: int
+    width: int
+    classes: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+
+def build_net(preset: Preset, shape: Shape) -> ImageEnergy:
+    """The network of a preset for images of `shape`. Raises InputError where the images are too small for its halvings."""
+    blocks = presets.parse_blocks(preset.blocks)
+    least = smallest_image(blocks, preset.stem, preset.scales)
+    if min(shape.height, shape.width) < least:
+        raise InputError(
+            f"images of {shape.height}x{shape.width} are too small for --blocks {preset.blocks!r}, --stem {preset.stem}, --scales "
+            f"{preset.scales}: at least {least}x{least} is needed; use fewer halvings (d) or --image-size"
+        )
+    return ImageEnergy(
+        channels=shape.channels,
+        width=preset.width,
+        blocks=blocks,
+        condition=len(shape.classes) if preset.conditional else 0,
+        stem=preset.stem,
+        activation=preset.activation,
+        modulation=preset.modulation,
+        skip_kernel=preset.skip_kernel,
+        head_relu=preset.head_relu,
+        dropout=preset.dropout,
+        scales=preset.scales,
+        spectral=preset.spectral,
+        init=preset.init,
+    )
+
+
+def build_kernel(preset: Preset) -> Kernel:
+    """The chain of a preset: Langevin in the box [0, 1] (eq. 4)."""
+    return langevin(preset.step_size, preset.noise, preset.clip, (0.0, 1.0), preset.noise_order)
+
+
+@dataclass
+class Model:
+    """A trained energy E(x | y) of images in [0, 1]; its methods take and give uint8 pictures, N x H x W x C."""
+
+    net: ImageEnergy
+    preset: Preset
+    shape: Shape
+    name: str = "model"
+    step: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    """whatever else the file said of its origin: data, seed, preset's name, version"""
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        self.net.to(self.device).eval().requires_grad_(False)
+        self.twin = Twin(self.net, self.dtype, self.compiled)
+
+    @property
+    def conditional(self) -> bool:
+        return self.net.condition > 0
+
+    def given(self, y: Tensor | None = None) -> Energy:
+        """E(· | y) for kernels and compositions: x is float (B, C, H, W) in [0, 1] on the model's device."""
+        return self.twin.given(y)
+
+    def label(self, name: str) -> int:
+        """A class's number from its name, or from the number itself. Raises InputError with the nearest names."""
+        if not self.conditional:
+            raise InputError(f"{self.name} is unconditional and takes no label; leave out --label")
+        if name in self.shape.classes:
+            return self.shape.classes.index(name)
+        if name.isascii() and name.isdigit() and int(name) < len(self.shape.classes):
+            return int(name)
+        raise unknown("label", name, self.shape.classes)
+
+    def energy(self, images: np.ndarray, labels: np.ndarray | None = None, batch: int = 256) -> np.ndarray:
+        """E of uint8 images (N, H, W, C) at `labels` (N,), or the minimum over all labels where none are given: (N,) float32.
+
+        Pixels are read at their bin's centre, (u + ½) / 256, so that the answer does not depend on a seed.
+        """
+        self._check(images)
+        parts = [np.empty(0, np.float32)]
+        with torch.no_grad():
+            for part in batches(len(images), batch):
+                x = (self._tensor(images[part]).float() + 0.5) / 256
+                if labels is not None or not self.conditional:
+                    y = None if labels is None else torch.as_tensor(labels[part], device=self.device)
+                    e = self.given(y)(x)
+                else:
+                    every = torch.arange(self.net.condition, device=self.device)
+                    e = torch.stack([self.given(y.expand(len(x)))(x) for y in every]).amin(0)
+                parts.append(e.float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def sample(
+        self,
+        n: int,
+        label: str | None = None,
+        steps: int | None = None,
+        start: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        seed: int = 0,
+        batch: int = 128,
+        progress: Progress = lambda done, total: None,
+        kernel: Kernel | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """n samples by `steps` chain steps (default: the preset's sample_steps): uint8 (n, H, W, C) and labels (n,).
+
+        Chains start from uniform noise, or from `start` (uint8, n images). A conditional model takes one `label` for all,
+        or `labels` (n,) int64, or goes round its classes. `kernel` replaces the preset's. Raises Fault where a chain leaves the numbers.
+        """
+        steps = self.preset.sample_steps if steps is None else steps
+        y_all = self._labels(n, label, labels)
+        kernel = kernel or build_kernel(self.preset)
+        images = np.empty((n, self.shape.height, self.shape.width, self.shape.channels), np.uint8)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        torch.manual_seed(seed)  # dropout in the chain, where a model has it
+        for part in batches(n, batch):
+            size = part.stop - part.start
+            if start is None:
+                x = torch.rand((size, *self.shape.image), generator=generator, device=self.device)
+            else:
+                x = dequantise(self._tensor(start[part]), generator)
+            y = None if y_all is None else torch.as_tensor(y_all[part], device=self.device)
+            before = part.start * steps
+            tell = lambda k, *_, before=before, size=size: progress(before + k * size, n * steps)
+            state, _ = run(kernel, self.given(y), x, steps, generator, tell)
+            if not torch.isfinite(state.x).all():
+                raise Fault(f"a chain of {self.name} left the numbers; lower the step size")
+            images[part] = quantise(state.x).permute(0, 2, 3, 1).cpu().numpy()
+        return images, y_all
+
+    def _labels(self, n: int, label: str | None, labels: np.ndarray | None) -> np.ndarray | None:
+        if label is not None:
+            return np.full(n, self.label(label), np.int64)
+        if labels is not None or not self.conditional:
+            return labels if self.conditional else None
+        return np.arange(n, dtype=np.int64) % self.net.condition
+
+    def _check(self, images: np.ndarray) -> None:
+        want = (self.shape.height, self.shape.width, self.shape.channels)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != want:
+            raise InputError(
+                f"{self.name} takes uint8 images of {want[0]}x{want[1]} with {want[2]} channels, got {images.dtype} of shape "
+                f"{tuple(images.shape)}"
+            )
+
+    def _tensor(self, images: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
+
+
+def save(path: Path, net: nn.Module, preset: Preset, shape: Shape, step: int, facts: dict[str, Any]) -> None:
+    """One safetensors file with all that `load` needs: weights, settings, image shape, classes, origin and a checksum."""
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in net.state_dict().items()}
+    about = {
+        "igebm": __version__,
+        "settings": presets.to_dict(preset),
+        "shape": list(shape.image),
+        "classes": list(shape.classes),
+        "step": step,
+        "facts": facts,
+        "sha256": digest(tensors),
+    }
+    with whole(path) as temporary:
+        save_file(tensors, temporary, metadata={"igebm": json.dumps(about, ensure_ascii=False)})
+
+
+def load(
+    where: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, compiled: bool = False
+) -> Model:
+    """The model of a run folder or a .safetensors file. Nothing in it is executed.
+
+    Raises InputError where there is none, where the file is foreign, damaged or of another network.
+    """
+    path = find(where)
+    tensors, about = _read(path)
+    preset = presets.from_dict(about["settings"])
+    shape = Shape(*about["shape"], classes=tuple(about["classes"]))
+    net = build_net(preset, shape)
+    fill(net, tensors, path)
+    return Model(net, preset, shape, Path(where).stem, about["step"], about["facts"], torch.device(device), dtype, compiled)
+
+
+def find(where: str | Path) -> Path:
+    """The safetensors file that a MODEL argument means."""
+    path = Path(where)
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            raise InputError(f"{path} holds no model.safetensors; is it a run folder, and has the run saved once?")
+        return path / "model.safetensors"
+    if not path.is_file():
+        raise InputError(f"no model {str(where)!r}: give a run folder or a .safetensors file")
+    return path
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load `tensors` into `net`. Raises InputError that names what is missing, extra, or of another shape."""
+    wanted = net.state_dict()
+    missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or extra:
+        raise InputError(f"{path} is of another network: missing {_few(missing)}; extra {_few(extra)}")
+    for name, t in tensors.items():
+        if t.shape != wanted[name].shape:
+            raise InputError(f"{path}: {name} is {tuple(t.shape)}, this network's is {tuple(wanted[name].shape)}")
+    net.load_state_dict({name: t.to(wanted[name].dtype) for name, t in tensors.items()})
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes: what tells a flipped bit."""
+    h = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        h.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+        h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is not a whole safetensors file ({reason}); other formats, pickles among them, are not opened") from error
+    if "igebm" not in metadata:
+        raise InputError(f"{path} was not written by igebm: its metadata has no settings")
+    try:
+        about = json.loads(metadata["igebm"])
+        missing = [key for key in ("settings", "shape", "classes", "step", "facts", "sha256") if key not in about]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: its metadata is damaged ({error})") from error
+    if missing:
+        raise InputError(f"{path}: its metadata lacks {_few(missing)}")
+    if about["sha256"] != digest(tensors):
+        raise InputError(f"{path} is damaged: its weights do not match their checksum; use another copy or an earlier snapshot")
+    return tensors, about
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
+
+
+def batches(n: int, size: int) -> Iterator[slice]:
+    """The slices that cut n items into batches of at most `size`."""
+    return (slice(a, min(n, a + size)) for a in range(0, n, size))

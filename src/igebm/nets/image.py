@@ -1,0 +1,103 @@
+"""Image energies: one network class; Figures 14a and 14b are two tables of blocks given to it (presets.py)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .layers import ResBlock, SpectralConv2d, activate
+
+
+class Tower(nn.Module):
+    """conv, residual blocks, global sum pooling, dense -> 1   (Fig. 14a, 14b): an energy at one resolution."""
+
+    def __init__(
+        self, channels: int, width: int, blocks: list[tuple[int, bool]], condition: int, stem: str, head_relu: bool, **block
+    ):
+        super().__init__()
+        self.activation, self.head_relu = block["activation"], head_relu
+        spectral, init = block["spectral"], block["init"]
+        kernel, stride = (3, 1) if stem == "3x3" else (4, 2)
+        self.stem = SpectralConv2d(channels, width, kernel, stride=stride, spectral=spectral, init=init)
+        widths = [width] + [width * multiple for multiple, _ in blocks]
+        self.blocks = nn.ModuleList(
+            ResBlock(c_in, c_out, down, condition, **block)
+            for c_in, c_out, (_, down) in zip(widths, widths[1:], blocks, strict=False)
+        )
+        self.head = nn.Linear(widths[-1], 1)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b d"] | None) -> Float[Tensor, "b"]:
+        h = activate(self.stem(x), self.activation)  # (b, width, h, w)
+        for block in self.blocks:
+            h = block(h, y)  # (b, c, h', w')
+        if self.head_relu:
+            h = F.relu(h)
+        return self.head(h.sum((2, 3)))[:, 0]
+
+
+class ImageEnergy(nn.Module):
+    """E(x | y) of images in [0, 1].
+
+    x is (B, C, H, W), any H and W of at least 2^(number of halvings). y is (B,) int64 class labels with -1 for unlabelled,
+    (B, condition) real-valued latents, or None. With `scales` = s, the energies of s towers at full, half, ... resolution
+    are summed. Returns (B,).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        blocks: list[tuple[int, bool]],
+        condition: int = 0,
+        stem: str = "3x3",
+        activation: str = "leaky-relu",
+        modulation: str = "paper",
+        skip_kernel: int = 1,
+        head_relu: bool = False,
+        dropout: float = 0.0,
+        scales: int = 1,
+        spectral: bool = True,
+        init: str = "he",
+    ):
+        super().__init__()
+        self.condition = condition
+        self.towers = nn.ModuleList(
+            Tower(
+                channels,
+                width,
+                blocks,
+                condition,
+                stem,
+                head_relu,
+                activation=activation,
+                modulation=modulation,
+                skip_kernel=skip_kernel,
+                dropout=dropout,
+                spectral=spectral,
+                init=init,
+            )
+            for _ in range(scales)
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"], y: Tensor | None = None) -> Float[Tensor, "b"]:
+        y = encode(y, self.condition, x.dtype)
+        e = self.towers[0](x, y)
+        for tower in self.towers[1:]:
+            x = F.avg_pool2d(x, 2)
+            e = e + tower(x, y)
+        return e
+
+
+def encode(y: Tensor | None, condition: int, dtype: torch.dtype) -> Float[Tensor, "b d"] | None:
+    """Class labels (B,) as one-hot rows (B, condition), a row of zeros for label -1; latents (B, condition) as they are."""
+    if y is None or not condition:
+        return None
+    if y.is_floating_point():
+        return y.to(dtype)
+    return (y[:, None] == torch.arange(condition, device=y.device)).to(dtype)
+
+
+def smallest_image(blocks: list[tuple[int, bool]], stem: str, scales: int) -> int:
+    """The smallest height and width that leave at least one pixel before the pooling."""
+    return 2 ** (sum(down for _, down in blocks) + (stem != "3x3") + scales - 1)

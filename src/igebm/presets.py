@@ -1,0 +1,341 @@
+"""Every setting of a run, and the table of named settings. Plain data: no torch, so that the command line answers at once.
+
+The paper is Du & Mordatch, arXiv:1903.08689v1; "released" is what its authors' released code does where the paper says
+otherwise. A preset is a starting point: any field is a flag of `igebm train`.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Preset:
+    """All settings of one run; the defaults are the paper's for conditional CIFAR-10 (section 8.2 and Fig. 14a)."""
+
+    # Data
+    data: str = "cifar10"
+    """data set: a name of `igebm data list`, hf:owner/name, a folder of images, or an .npz"""
+    image_size: int = 0
+    """height and width in pixels; 0: as the data are"""
+    channels: int = 0
+    """1 or 3; 0: as the data are"""
+    conditional: bool = True
+    """E(x | label) instead of E(x)"""
+    flip: bool = False
+    """mirror each training image with probability 1/2"""
+    crop: int = 0
+    """shift each training image by up to this many pixels"""
+
+    # Network (Fig. 14)
+    width: int = 128
+    """channels of the first stage"""
+    blocks: str = "1d 1 2d 2 2d 2"
+    """residual blocks: channels in multiples of the width, d = halve the image. Fig. 14a: 1d 1 2d 2 2d 2; 14b: 1d 1 1 2d 2 2 2d 2 2"""
+    stem: Literal["3x3", "4x4/2"] = "3x3"
+    """first convolution; 4x4/2 halves the image at once, for small machines"""
+    activation: Literal["leaky-relu", "swish"] = "leaky-relu"
+    modulation: Literal["paper", "release"] = "paper"
+    """paper: gain and bias after both convs of a block; release: bias before them, gain after the second alone"""
+    skip_kernel: Literal[1, 3] = 1
+    """kernel of the skip convolution; released code: 3"""
+    head_relu: bool = False
+    """one more ReLU before the sum pooling (released code)"""
+    dropout: float = 0.0
+    """after each block's first activation, in the chain too (released large net: 0.5)"""
+    scales: int = 1
+    """energies at full, half, quarter size, ... summed (later work: 3)"""
+    spectral: bool = True
+    """spectral normalisation of every convolution"""
+    init: Literal["he", "unit"] = "he"
+    """first weights N(0, 2/fan-in), or N(0, 1) as in the released code"""
+
+    # Negatives (eq. 4)
+    chain_steps: int = 60
+    """K, MCMC steps for each training iteration"""
+    step_size: float = 10.0
+    """what multiplies the gradient in a Langevin step"""
+    noise: float = 0.005
+    """standard deviation of the noise of a Langevin step, in units of x"""
+    clip: float = 0.01
+    """bound of each entry of the chain's gradient; 0: none"""
+    noise_order: Literal["after", "before"] = "after"
+    """noise after the gradient step (Algorithm 1), or before the gradient is taken (released code)"""
+    max_chain_steps: int = 0
+    """raise K by 10 up to this while E(x-) stays far above E(x+) (paper, 8.7); 0: never"""
+    raise_gap: float = 0.5
+    """how far above counts as far, in units of E"""
+
+    # Replay buffer
+    buffer_size: int = 10_000
+    restart: float = 0.05
+    """share of chains that start from uniform noise"""
+    buffer_policy: Literal["slots", "ring"] = "slots"
+    """slots: drawn without replacement, written back to the drawn slots; ring: with replacement, first in first out (released)"""
+    buffer_labels: Literal["stored", "batch"] = "stored"
+    """labels of continued chains: their own, or the new batch's (released code)"""
+    buffer_rounding: Literal["unbiased", "release"] = "unbiased"
+    """8-bit storage: stochastic rounding, or floor(255 x) / 256, which darkens (released code)"""
+    buffer_augment: bool = False
+    """augment continued chains' starts: crop and resize, mirror, colour, blur (later work)"""
+
+    # Objective
+    objective: Literal["maximum-likelihood", "contrastive", "log-partition", "softplus"] = "maximum-likelihood"
+    """eq. 8; eq. 3 (released code); eq. 7; softplus of pairs"""
+    alpha: float = 1.0
+    """weight of the energies' squares (eq. 10)"""
+    kl: Literal["none", "last", "all"] = "none"
+    """L_KL (eq. 9) through no step of the chain, its last, or all"""
+    kl_weight: float = 1.0
+
+    # Optimiser
+    batch: int = 128
+    """images of each kind, data and samples"""
+    lr: float = 1e-4
+    warmup: int = 0
+    """iterations over which the learning rate rises to lr"""
+    beta1: float = 0.0
+    beta2: float = 0.999
+    sigma_clip: Literal["paper", "release", "none"] = "paper"
+    """bound of each gradient entry: 3 sqrt(second moment); the same + 0.1 (released code); none"""
+    ema: float = 0.999
+    """decay of the averaged weights that are saved for use"""
+
+    # Run
+    steps: int = 100_000
+    """training iterations, in total"""
+    minutes: float = 0.0
+    """stop after this much time; 0: no limit"""
+    seed: int = 0
+    log_every: int = 10
+    """iterations between lines of metrics.jsonl"""
+    grid_every: int = 500
+    """iterations between sample grids"""
+    save_every: int = 500
+    """iterations between checkpoints"""
+    snapshot_every: int = 2_500
+    """iterations between snapshots of the averaged weights, which are all kept"""
+    on_divergence: Literal["rollback", "stop"] = "rollback"
+    """go back to the last good checkpoint with a new seed (three times at most), or stop"""
+    gap_limit: float = 25.0
+    """an energy gap beyond this, either way, for 20 iterations is divergence"""
+
+    # Sampling from a finished model
+    sample_steps: int = 600
+    """chain steps of `igebm sample` from noise"""
+
+    def __post_init__(self) -> None:
+        """Check what is said: every number in its range, every choice on its list. Raises InputError."""
+        for name, kind in get_type_hints(Preset).items():
+            value, choices = getattr(self, name), get_args(kind) if get_origin(kind) is Literal else None
+            if choices and value not in choices:
+                raise InputError(f"{flag(name)} {value!r}: choose {' or '.join(str(c) for c in choices)}")
+            if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise InputError(f"{flag(name)} {value!r}: a number is wanted")
+            if kind in (int, float) and not math.isfinite(value):
+                raise InputError(f"{flag(name)} {value!r}: a finite number is wanted")
+            low, high = RANGES.get(name, (None, None))
+            if low is not None and not low <= value <= high:
+                raise InputError(f"{flag(name)} {value!r}: choose between {low:g} and {high:g}")
+        parse_blocks(self.blocks)
+        if self.channels not in (0, 1, 3):
+            raise InputError(f"--channels {self.channels}: choose 1 or 3 (0: as the data are)")
+        if self.buffer_size < self.batch:
+            raise InputError(f"--buffer-size {self.buffer_size} is smaller than --batch {self.batch}; give at least {self.batch}")
+        if self.max_chain_steps and self.max_chain_steps < self.chain_steps:
+            raise InputError(f"--max-chain-steps {self.max_chain_steps} is below --chain-steps {self.chain_steps}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes; "auto" is found out by a short trial (runtime.py)."""
+
+    device: str = "auto"
+    """cpu, cuda or cuda:N"""
+    dtype: str = "auto"
+    """of the chains: float32 or bfloat16; weights and their updates are float32"""
+    compile: str = "auto"
+    """on or off: compile the chain's step (costs up to a minute once)"""
+    threads: int = 0
+    """CPU threads; 0: as many as there are cores"""
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "image_size": (0, 1024),
+    "crop": (0, 64),
+    "width": (1, 4096),
+    "dropout": (0, 0.95),
+    "scales": (1, 4),
+    "chain_steps": (1, 100_000),
+    "step_size": (0, math.inf),
+    "noise": (0, math.inf),
+    "clip": (0, math.inf),
+    "max_chain_steps": (0, 100_000),
+    "buffer_size": (1, 100_000_000),
+    "restart": (0, 1),
+    "alpha": (0, math.inf),
+    "kl_weight": (0, math.inf),
+    "batch": (1, 1_000_000),
+    "lr": (0, 10),
+    "warmup": (0, 10_000_000),
+    "beta1": (0, 0.999999),
+    "beta2": (0, 0.999999),
+    "ema": (0, 0.999999),
+    "steps": (0, 10**12),
+    "minutes": (0, 10**7),
+    "seed": (0, 2**31 - 1),
+    "log_every": (1, 10**9),
+    "grid_every": (1, 10**9),
+    "save_every": (1, 10**9),
+    "snapshot_every": (1, 10**9),
+    "gap_limit": (0, math.inf),
+    "sample_steps": (0, 10**7),
+}
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def parse_blocks(text: str) -> list[tuple[int, bool]]:
+    """ "1d 2" -> [(1, True), (2, False)]: channels in multiples of the width, and whether the block halves the image."""
+    blocks = [(word.removesuffix("d"), word.endswith("d")) for word in text.split()]
+    if not blocks or not all(n.isascii() and n.isdigit() and 1 <= int(n) <= 64 for n, _ in blocks):
+        raise InputError(f"--blocks {text!r}: give words such as '1d 1 2d 2' (multiples of the width, d = halve the image)")
+    return [(int(n), down) for n, down in blocks]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: the settings and where in the paper they belong."""
+
+    source: str
+    preset: Preset
+    note: str = ""
+
+
+_RELEASE: dict[str, Any] = dict(
+    objective="contrastive",
+    lr=3e-4,
+    noise_order="before",
+    sigma_clip="release",
+    skip_kernel=3,
+    modulation="release",
+    head_relu=True,
+    init="unit",
+    buffer_policy="ring",
+    buffer_labels="batch",
+    buffer_rounding="release",
+)
+"""What the released code does differently everywhere (its README's commands)."""
+
+_COND = Preset()
+_UNCOND = replace(_COND, conditional=False, blocks="1d 1 1 2d 2 2 2d 2 2")
+_IMAGENET = replace(_UNCOND, data="imagenet32")
+
+PRESETS: dict[str, Entry] = {
+    "digits": Entry(
+        "the default: no figure of the paper",
+        replace(
+            _COND,
+            data="digits",
+            width=32,
+            blocks="1d 2d",
+            chain_steps=20,
+            batch=64,
+            buffer_size=4_000,
+            lr=3e-4,
+            ema=0.99,
+            steps=800,
+            grid_every=100,
+            save_every=200,
+            snapshot_every=400,
+            sample_steps=200,
+        ),
+        "8x8 handwritten digits on two cores in two minutes",
+    ),
+    "cifar10-cond": Entry("Fig. 14a; Table 3b, Figs. 2-5", _COND, "paper: 74,700 iterations in the released model"),
+    "cifar10-cond-release": Entry("Fig. 14a as released", replace(_COND, **_RELEASE)),
+    "cifar10-uncond": Entry("Fig. 14b; Table 3b, Figs. 2, 4", _UNCOND, "paper: 121,200 iterations in the released model"),
+    "cifar10-uncond-release": Entry(
+        "Fig. 14b as released (512 channels, dropout in the chain)",
+        replace(_UNCOND, **_RELEASE, blocks="1d 1 1 2d 2 2 4d 4 4", dropout=0.5),
+    ),
+    "imagenet32": Entry("Fig. 14b; Table 3b, Fig. 3", _IMAGENET),
+    "imagenet32-release": Entry(
+        "Fig. 14b as released (256 to 1,024 channels, conditional, batch 32)",
+        replace(_IMAGENET, **_RELEASE, conditional=True, width=256, blocks="1d 1 1 2d 2 2 4d 4 4", batch=32),
+    ),
+    "cifar10-cond-small": Entry(
+        "Fig. 14a made small: no figure of the paper",
+        replace(
+            _COND,
+            width=64,
+            blocks="1d 1 2d 2",
+            stem="4x4/2",
+            chain_steps=20,
+            batch=64,
+            buffer_size=1_500,
+            lr=2e-4,
+            ema=0.99,
+            steps=10_000,
+            grid_every=100,
+            save_every=100,
+            snapshot_every=500,
+            sample_steps=400,
+        ),
+        "two cores, hours",
+    ),
+    "cifar10-cond-modern": Entry(
+        "Fig. 14a with what later work found better (arXiv:2012.01316)",
+        replace(
+            _COND,
+            activation="swish",
+            scales=3,
+            chain_steps=40,
+            step_size=100.0,
+            noise=0.001,
+            clip=0.0,
+            restart=0.001,
+            buffer_augment=True,
+            kl="last",
+            objective="contrastive",
+            flip=True,
+            lr=2e-4,
+            ema=0.99,
+            warmup=1_000,
+        ),
+    ),
+}
+DEFAULT = "digits"
+
+
+def named(name: str) -> Preset:
+    """The preset of that name. Raises InputError with the nearest names."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name].preset
+
+
+def from_dict(values: Any) -> Preset:
+    """A Preset from the JSON of a run or a model. Raises InputError for fields it does not know, or of another type."""
+    if not isinstance(values, dict):
+        raise InputError(f"settings must be a JSON object, got {type(values).__name__}")
+    known = {f.name for f in dataclasses.fields(Preset)}
+    strange = sorted(set(values) - known)
+    if strange:
+        raise InputError(f"unknown settings {', '.join(strange[:5])}; was this written by a newer igebm?")
+    return Preset(**values)
+
+
+def to_dict(preset: Preset) -> dict[str, Any]:
+    return dataclasses.asdict(preset)
+
+
+def changed(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two presets differ: name -> (old, new)."""
+    a, b = to_dict(old), to_dict(new)
+    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}

@@ -1,0 +1,1 @@
+"""Pictures: sample grids and figures (plots.py)."""

@@ -1,0 +1,36 @@
+"""Pictures of samples: one grid, one way to write it."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..files import whole
+
+
+def grid(images: np.ndarray, columns: int = 0, gap: int = 1, least: int = 480) -> np.ndarray:
+    """uint8 (N, H, W, C) -> one uint8 picture (rows, columns), row by row, on white, enlarged by whole pixels to be seen.
+
+    `columns` 0: about square. `least` is the width in pixels that small images are enlarged to.
+    """
+    n, h, w, c = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        canvas[top : top + h, left : left + w] = image
+    scale = max(1, round(least / canvas.shape[1]))
+    return canvas.repeat(scale, 0).repeat(scale, 1)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a uint8 picture (H, W, 1 or 3) as PNG, whole or not at all."""
+    with whole(path) as temporary:
+        Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(temporary, format="PNG")
+
+
+def by_class(images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """Images in the order of their labels, so that a grid's rows are classes; as they are without labels."""
+    return images if labels is None else images[np.argsort(labels, kind="stable")]

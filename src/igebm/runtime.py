@@ -1,0 +1,146 @@
+"""The machine at hand: which device, sampling dtype, threads and compilation serve best, found by trying.
+
+What is fastest differs a lot from machine to machine (bfloat16 is twice as fast on a CPU with bf16 units and forty times
+slower on one without), so a small convolution is timed rather than a list of processors kept.
+"""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from .errors import InputError, unknown
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how chains run; `reason` says why in one line."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compiled: bool
+    threads: int
+    reason: str
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def probe(device: str = "auto", dtype: str = "auto", compile: str = "auto", threads: int = 0) -> Runtime:
+    """Choose what is "auto" (threads: 0) and check what is asked for. Takes under a second on a CPU.
+
+    Sets torch's thread count. Raises InputError for a device, dtype or compiler that this machine does not have.
+    """
+    where, why = _device(device)
+    threads = _threads(threads)
+    torch.set_num_threads(threads)
+    if dtype == "auto":
+        kind, why_dtype = _fastest_dtype(where)
+    elif dtype in DTYPES:
+        kind, why_dtype = DTYPES[dtype], "dtype as asked"
+    else:
+        raise unknown("dtype", dtype, ["auto", *DTYPES])
+    compiled, why_compile = _compiled(compile, where)
+    return Runtime(where, kind, compiled, threads, "; ".join([why, why_dtype, why_compile, f"{threads} threads"]))
+
+
+def _device(asked: str) -> tuple[torch.device, str]:
+    if asked == "auto":
+        if torch.cuda.is_available():
+            fault = _cuda_fault(torch.device("cuda:0"))
+            if fault is None:
+                return torch.device("cuda:0"), f"GPU {torch.cuda.get_device_name(0)}"
+            return torch.device("cpu"), f"CPU, since the GPU cannot be used ({fault})"
+        return torch.device("cpu"), "CPU (no GPU found)"
+    kind, _, index = asked.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (index.isascii() and index.isdigit())) or (kind == "cpu" and index):
+        raise InputError(f"unknown device {asked!r}; use cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu"), "CPU as asked"
+    if not torch.cuda.is_available():
+        raise InputError(f"--device {asked}: this machine has no CUDA device that torch can use; use --device cpu")
+    if int(index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {asked}: there are {torch.cuda.device_count()} CUDA devices, counted from 0; or use --device cpu")
+    where = torch.device("cuda", int(index or 0))
+    fault = _cuda_fault(where)
+    if fault is not None:
+        raise InputError(f"--device {asked}: {fault}; use --device cpu")
+    return where, f"GPU {torch.cuda.get_device_name(where)} as asked"
+
+
+def _cuda_fault(device: torch.device) -> str | None:
+    """Why a GPU that is "available" cannot run a kernel (too old for this torch, say); None where it can."""
+    try:
+        torch.zeros(8, device=device).add_(1).sum().item()
+    except RuntimeError as error:
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)}, capability {major}.{minor}: {str(error).splitlines()[0]}"
+    return None
+
+
+def _threads(asked: int) -> int:
+    """As many as the cores that this process may use: OpenMP's threads wait by spinning, so that one too many stalls all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked < 0:
+        raise InputError(f"--threads {asked}: give a positive number (0: as many as there are cores)")
+    return asked or max(1, min(cores, _cgroup_cores() or cores))
+
+
+def _cgroup_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """The container's CPU quota in whole cores, where there is one."""
+    if not path.is_file():
+        return None
+    quota, period = path.read_text().split()
+    return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+def _fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "bfloat16 (the GPU has it)"
+        return torch.float32, "float32 (the GPU has no bfloat16)"
+    seconds = {kind: _convolution_seconds(kind) for kind in (torch.float32, torch.bfloat16)}
+    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    # A clear gain only: bfloat16 costs digits, and a noisy machine should not choose by chance.
+    kind = torch.bfloat16 if gain > 1.25 else torch.float32
+    return kind, f"{str(kind).removeprefix('torch.')} (bfloat16 runs at {gain:.2g} times the speed of float32 here)"
+
+
+@torch.no_grad()
+def _convolution_seconds(dtype: torch.dtype) -> float:
+    """The best of three runs of a 3x3 convolution like those of the networks."""
+    layout = torch.channels_last
+    x = torch.ones(8, 64, 16, 16, dtype=dtype).to(memory_format=layout)
+    w = torch.ones(64, 64, 3, 3, dtype=dtype).to(memory_format=layout)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        F.conv2d(x, w, padding=1)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _compiled(asked: str, device: torch.device) -> tuple[bool, str]:
+    if asked not in ("auto", "on", "off"):
+        raise unknown("choice for --compile", asked, ["auto", "on", "off"])
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    if asked == "off":
+        return False, "eager as asked"
+    if device.type == "cpu" and compiler is None:
+        if asked == "on":
+            raise InputError("--compile on: there is no C++ compiler here; install g++, or leave --compile off")
+        return False, "eager (no C++ compiler)"
+    if asked == "on":
+        return True, "compiled as asked"
+    if device.type == "cuda":
+        return True, "compiled"
+    if torch.cpu._is_amx_tile_supported():
+        return True, "compiled (AMX)"
+    return False, "eager (compilation gains under 10 % on this kind of CPU)"

@@ -1,0 +1,59 @@
+"""Unadjusted Langevin dynamics, the paper's sampler.  Du & Mordatch, arXiv:1903.08689v1, eq. 4 and Algorithm 1."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..energy import Energy, energy_and_grad
+from .chain import Info, Kernel, State
+
+
+def step(
+    E: Energy,
+    x: Float[Tensor, "b *d"],
+    step_size: float,
+    noise: float,
+    clip: float = 0.0,
+    box: tuple[float, float] | None = None,
+    order: Literal["after", "before"] = "after",
+    generator: torch.Generator | None = None,
+) -> tuple[Float[Tensor, "b *d"], Float[Tensor, "b"], Float[Tensor, "b *d"]]:
+    """x̃ᵏ = x̃ᵏ⁻¹ - η clip(∇E(x̃ᵏ⁻¹), ±V) + σ ω,   ω ~ N(0, I),   then clamped to the box       (eq. 4 / Algorithm 1)
+
+    `step_size` η multiplies the gradient and nothing else; `noise` σ is the standard deviation of what is added, in units
+    of x; `clip` V bounds each entry of the gradient (0: no bound). (Eq. 4 as printed multiplies the noise by the step too;
+    Algorithm 1 and the released code do not, and neither do we.) order="before" is the released code's: noise first, the
+    gradient taken at the noised point.
+
+    Samples e^(-E/T) with T = σ²/2η as η -> 0: see diagnostics.temperature. Returns the new x, and E and ∇E (unclipped)
+    where they were taken. Differentiable wherever gradients are enabled.
+    """
+    if order == "before":
+        x = x + noise * _randn_like(x, generator)
+    e, g = energy_and_grad(E, x, create_graph=torch.is_grad_enabled())
+    x = x - step_size * (g.clamp(-clip, clip) if clip else g)
+    if order == "after":
+        x = x + noise * _randn_like(x, generator)
+    return (x if box is None else x.clamp(*box)), e, g
+
+
+def langevin(
+    step_size: float,
+    noise: float,
+    clip: float = 0.0,
+    box: tuple[float, float] | None = None,
+    order: Literal["after", "before"] = "after",
+) -> Kernel:
+    """The kernel of `step`. The paper's images: step_size 10, noise 0.005, clip 0.01, box (0, 1)."""
+
+    def kernel(E: Energy, state: State, generator: torch.Generator | None) -> tuple[State, Info]:
+        x, e, g = step(E, state.x, step_size, noise, clip, box, order, generator)
+        return State(x), Info(e=e, g=g)
+
+    return kernel
+
+
+def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -1,0 +1,26 @@
+"""Restoration: a chain that moves only where a mask says so (the paper's in-painting, Fig. 4)."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..energy import Energy
+from .chain import Info, Kernel, State
+
+
+def masked(kernel: Kernel, mask: Bool[Tensor, "*m"], known: Float[Tensor, "b *d"]) -> Kernel:
+    """`kernel` on the free entries alone: mask true = free (filled by the chain), false = kept exactly as in `known`.
+
+    The kernel sees E(where(mask, x, known)), a function of the free entries only, so that what it targets is the conditional
+    p(x_free | x_known): the gradient outside is zero, acceptance steps stay exact, and the kept entries are restored to the
+    last bit after each step. `mask` broadcasts against `known`.
+    """
+
+    def fill(x: Tensor) -> Tensor:
+        return torch.where(mask, x, known)
+
+    def kernel_masked(E: Energy, state: State, generator: torch.Generator | None) -> tuple[State, Info]:
+        moved, info = kernel(lambda x: E(fill(x)), state._replace(x=fill(state.x)), generator)
+        return moved._replace(x=fill(moved.x)), info
+
+    return kernel_masked

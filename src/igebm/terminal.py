@@ -1,0 +1,100 @@
+"""What a person sees while something runs: lines and a progress bar on stderr; results go to stdout.
+
+Where stderr is no terminal there is no bar, no colour and no carriage return, but a line now and then.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+
+class Step(Protocol):
+    """Call with what is done, what there is to do, and a few numbers to show."""
+
+    def __call__(self, done: float, total: float, shown: str = "") -> None: ...
+
+
+class Screen(NamedTuple):
+    """Where to say a line and where to report progress, while a bar is up."""
+
+    say: Any
+    step: Step
+
+
+def say(line: str) -> None:
+    """One line to stderr, whatever its encoding can show."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+@contextmanager
+def bar(what: str, every: float = 10.0) -> Iterator[Screen]:
+    """A progress bar with rate and time left; without a terminal a line at most each `every` seconds."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        with _rich_bar(what) as screen:
+            yield screen
+    else:
+        yield Screen(say, _lines(what, every))
+
+
+def _lines(what: str, every: float) -> Step:
+    started = last = time.monotonic()
+
+    def step(done: float, total: float, shown: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < every:
+            return
+        last = now
+        left = (now - started) * (total / done - 1) if done else 0.0
+        say(f"{what} {done:.0f}/{total:.0f}, {clock(now - started)} gone, {clock(left)} left{', ' if shown else ''}{shown}")
+
+    return step
+
+
+@contextmanager
+def _rich_bar(what: str) -> Iterator[Screen]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shown]}"),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=60) as progress:
+        task = progress.add_task(what, total=None, rate="", shown="")
+
+        def step(done: float, total: float, shown: str = "") -> None:
+            speed = progress.tasks[0].speed or 0.0
+            rate = f"{speed:.3g}/s" if speed >= 1 else f"{1 / speed:.3g} s each" if speed else ""
+            progress.update(task, completed=int(done), total=int(total), rate=rate, shown=shown)
+
+        yield Screen(lambda line: console.print(line, markup=False), step)
+
+
+def clock(seconds: float) -> str:
+    """75 -> 1:15; 3700 -> 1:01:40"""
+    h, rest = divmod(int(seconds), 3600)
+    return f"{h}:{rest // 60:02d}:{rest % 60:02d}" if h else f"{rest // 60}:{rest % 60:02d}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as plain text columns, headed by their keys."""
+    if not rows:
+        return ""
+    heads = list(rows[0])
+    cells = [heads] + [[str(row.get(h, "")) for h in heads] for row in rows]
+    widths = [max(len(r[i]) for r in cells) for i in range(len(heads))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in cells)

@@ -1,0 +1,61 @@
+"""What stops a run that goes wrong: a bad number is named with its step, its likely cause and what to change."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import Fault
+
+PATIENCE = 20
+"""iterations in a row that the gap must be out of bounds: a single bad batch is no divergence"""
+
+
+class Divergence(Fault):
+    """Training cannot go on from here. `step` is the iteration that showed it."""
+
+    def __init__(self, step: int, cause: str, remedy: str):
+        super().__init__(f"diverged at step {step}: {cause}; {remedy}")
+        self.step, self.cause, self.remedy = step, cause, remedy
+
+
+@dataclass
+class Guard:
+    """Watches the energy gap E(x⁻) - E(x⁺) from step to step. Healthy runs keep it within a few units."""
+
+    gap_limit: float
+    above: int = 0
+    below: int = 0
+
+    @property
+    def healthy(self) -> bool:
+        """Nothing out of bounds: the state is worth going back to."""
+        return not (self.above or self.below)
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises Divergence on a number that is not finite, and after PATIENCE steps in a row with the gap out of bounds."""
+        for name, cause in _CAUSES.items():
+            if not math.isfinite(metrics[name]):
+                raise Divergence(step, f"{cause} ({name} = {metrics[name]})", _LOWER)
+        gap = metrics["gap"]
+        self.above = self.above + 1 if gap > self.gap_limit else 0
+        self.below = self.below + 1 if gap < -self.gap_limit else 0
+        if self.above >= PATIENCE:
+            raise Divergence(step, f"samples' energies stay {gap:.3g} above the data's, so chains no longer keep up", _MORE_STEPS)
+        if self.below >= PATIENCE:
+            raise Divergence(step, f"samples' energies fell {-gap:.3g} below the data's, so the gap collapsed", _LOWER)
+
+
+_CAUSES = {
+    "e_pos": "the data's energies are not finite",
+    "chain_gradient": "the chain's gradient is not finite",
+    "e_neg": "the samples' energies are not finite",
+    "loss": "the loss is not finite",
+    "gradient": "the weights' gradient is not finite",
+}
+_LOWER = "lower --lr or --step-size, or raise --alpha"
+_MORE_STEPS = "raise --chain-steps (or set --max-chain-steps), or lower --lr"
+
+
+def raised_steps(chain_steps: int, max_chain_steps: int, slow_gap: float, raise_gap: float) -> int:
+    """K + 10, at most `max_chain_steps`, while the averaged gap E(x⁻) - E(x⁺) is above `raise_gap` (paper, section 8.7)."""
+    return min(chain_steps + 10, max_chain_steps) if slow_gap > raise_gap else chain_steps

@@ -1,0 +1,283 @@
+"""The training loop: draw, sample, update, average, report, snapshot, checkpoint.  Du & Mordatch, arXiv:1903.08689v1, Algorithm 1."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import diagnostics, samplers
+from ..buffer import Draw
+from ..data import Images, Loader
+from ..data.restarts import augmented
+from ..errors import Fault, InputError
+from ..files import writable_folder
+from ..model import build_kernel
+from ..nets.fold import attached, frozen
+from ..nets.layers import power_iteration
+from ..objectives import OBJECTIVES, kl, regulariser
+from ..report.plots import by_class, grid, write_png
+from ..runtime import Runtime
+from ..samplers.chain import Info, segment_length
+from . import ema, guard, optim
+from .guard import Divergence, Guard
+from .state import MODEL, TrainState, averaged_model, generators, read_checkpoint, restore, save_checkpoint, save_model
+
+ROLLBACKS = 3
+"""how often a run goes back before it gives up"""
+
+
+class Stopped(Exception):
+    """The user's interrupt, seen between two chain steps: the state is that of the iteration's start."""
+
+
+class Watcher(NamedTuple):
+    """How a run talks to whoever watches: a line, the numbers of a step, and the question whether to stop."""
+
+    say: Callable[[str], None] = lambda line: None
+    report: Callable[[dict[str, Any]], None] = lambda metrics: None
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `done` (all steps), `minutes` (its time was up) or `interrupted`; after `step` iterations."""
+
+    reason: str
+    step: int
+    seconds: float
+
+
+def train(state: TrainState, images: Images, folder: Path, runtime: Runtime, watcher: Watcher) -> Outcome:
+    """Train `state` up to its preset's number of steps; everything it leaves lies in `folder`.
+
+    Saves and ends early when the watcher says stop, or the preset's minutes are over. Raises Fault where training diverges
+    and may not (or no longer) go back.
+    """
+    p, guarding = state.preset, Guard(state.preset.gap_limit)
+    loader = Loader(images, p.batch, seed=p.seed, device=state.device, flip=p.flip, crop=p.crop, say=watcher.say)
+    for name in ("samples", "snapshots"):
+        writable_folder(folder / name)
+    log = open_log(folder, state.step)
+    start, reason, saved = time.perf_counter(), "done", state.step if (folder / MODEL).exists() else -1
+    with log:
+        while state.step < p.steps:
+            # Draw, sample, update, average
+            try:
+                metrics = train_step(state, loader, guarding, watcher.stop)
+            except Stopped:
+                reason = "interrupted"
+                break
+            except Divergence as fault:
+                roll_back(state, fault, folder, log, watcher)
+                guarding = Guard(p.gap_limit)
+                continue
+            raise_chain_steps(state, metrics, watcher)
+            seconds = time.perf_counter() - start
+
+            # Report
+            watcher.report(metrics | {"seconds": seconds})
+            if state.step % p.log_every == 0:
+                write_line(log, metrics | {"seconds": round(seconds, 2)})
+            if state.step % p.grid_every == 0:
+                write_grid(folder / "samples" / f"{state.step:07d}.png", state)
+
+            # Snapshot
+            if state.step % p.snapshot_every == 0:
+                save_model(folder / "snapshots" / f"{state.step:07d}.safetensors", state)
+
+            # Checkpoint: only what is worth going back to
+            if state.step % p.save_every == 0 and guarding.healthy:
+                saved = save_all(folder, state, runtime, log)
+            if p.minutes and seconds > 60 * p.minutes:
+                reason = "minutes"
+                break
+    if saved != state.step:
+        save_all(folder, state, runtime, log)
+    return Outcome(reason, state.step, time.perf_counter() - start)
+
+
+def train_step(state: TrainState, loader: Loader, guarding: Guard, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    """One iteration of Algorithm 1: `state` moves on by one step, or, where Stopped or Divergence is raised, keeps its weights."""
+    p, net = state.preset, state.net
+    host, device = generators(state)
+
+    # Draw: data, and chains from the buffer
+    x_pos, y_pos = loader(state.seen, device)
+    y_pos = y_pos if net.condition else None
+    draw = draw_chains(state, x_pos, y_pos, host, device)
+
+    # Sample
+    x_neg, x_attached, info = sample(state, draw, device, stop)
+
+    # Update
+    for group in state.optimizer.param_groups:
+        group["lr"] = optim.warmed_up(p.lr, state.step + 1, p.warmup)
+    y_all = None if y_pos is None or draw.y is None else torch.cat([y_pos, draw.y])
+    e_pos, e_neg = attached(net, y_all)(torch.cat([x_pos, x_neg])).tensor_split([len(x_pos)])
+    loss = OBJECTIVES[p.objective](e_pos, e_neg) + regulariser(e_pos, e_neg, p.alpha)
+    if x_attached is not None:
+        loss = loss + p.kl_weight * kl(frozen(net, draw.y)(x_attached))
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    metrics = measure(state, e_pos, e_neg, loss, x_neg, info)
+    guarding.check(state.step + 1, metrics)
+    metrics["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, p.sigma_clip).item()
+    state.optimizer.step()
+    power_iteration(net)
+
+    # Average
+    ema.update(state.averages, net, p.ema, state.step)
+
+    state.buffer.write(draw.slots, x_neg, draw.y, device)
+    state.step, state.seen = state.step + 1, state.seen + len(x_pos)
+    state.slow_gap += 0.01 * (metrics["gap"] - state.slow_gap)
+    return {"step": state.step, "seen": state.seen} | metrics
+
+
+def draw_chains(state: TrainState, x_pos: Tensor, y_pos: Tensor | None, host: torch.Generator, device: torch.Generator) -> Draw:
+    """As many chain starts as there are data: from the buffer, or fresh from U(0, 1) under the data's labels."""
+    p = state.preset
+    noise = torch.rand(x_pos.shape, generator=device, device=x_pos.device)
+    draw = state.buffer.draw(noise, y_pos, p.restart, host, device)
+    if p.buffer_augment:
+        fresh = draw.fresh.reshape(-1, 1, 1, 1)
+        draw = draw._replace(x=torch.where(fresh, draw.x, augmented(draw.x, device)))
+    return draw._replace(y=y_pos) if p.buffer_labels == "batch" else draw
+
+
+def sample(
+    state: TrainState, draw: Draw, generator: torch.Generator, stop: Callable[[], bool]
+) -> tuple[Tensor, Tensor | None, Info]:
+    """x̃ after K steps on the folded twin, detached; the same attached to the weights where L_KL asks for it; the last Info."""
+    p, kernel = state.preset, build_kernel(state.preset)
+    through = {"none": 0, "last": 1, "all": state.chain_steps}[p.kl]
+
+    def look_up(*_: Any) -> None:
+        if stop():
+            raise Stopped
+
+    state.twin.refresh()
+    end, info = samplers.run(kernel, state.twin.given(draw.y), draw.x, state.chain_steps - through, generator, look_up)
+    if not through:
+        return end.x, None, info
+    end, info = samplers.run(
+        kernel,
+        attached(state.net, draw.y),
+        end.x,
+        through,
+        generator,
+        look_up,
+        differentiate="all",
+        recompute=segment_length(through),
+    )
+    return end.x.detach(), end.x, info
+
+
+def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, info: Info) -> dict[str, float]:
+    """The numbers of an iteration that the guard, the log and the bar show."""
+    gradients = [q.grad.norm() for q in state.net.parameters() if q.grad is not None]
+    assert info.g is not None
+    g = info.g.detach()
+    return {
+        "e_pos": e_pos.mean().item(),
+        "e_neg": e_neg.mean().item(),
+        "gap": diagnostics.energy_gap(e_pos, e_neg),
+        "loss": loss.item(),
+        "gradient": torch.stack(gradients).norm().item(),
+        "chain_gradient": diagnostics.gradient_norm(g),
+        "clipped_chain": diagnostics.clipped_share(g, state.preset.clip),
+        "saturated": diagnostics.saturated_share(x_neg),
+        "chain_steps": state.chain_steps,
+        "lr": state.optimizer.param_groups[0]["lr"],
+    }
+
+
+def raise_chain_steps(state: TrainState, metrics: dict[str, float], watcher: Watcher) -> None:
+    """Every 100 iterations: more chain steps while samples stay far above the data (an option; paper, section 8.7)."""
+    p = state.preset
+    if p.max_chain_steps and state.step % 100 == 0:
+        raised = guard.raised_steps(state.chain_steps, p.max_chain_steps, state.slow_gap, p.raise_gap)
+        if raised != state.chain_steps:
+            watcher.say(f"step {state.step}: E(x-) is {state.slow_gap:.2f} above E(x+), so chains take {raised} steps from here")
+            state.chain_steps = raised
+
+
+def roll_back(state: TrainState, fault: Divergence, folder: Path, log, watcher: Watcher) -> None:
+    """Go back to the last good checkpoint (from the second time on to the one before it) with new random numbers.
+
+    Raises `fault` where the preset says stop, where there is no checkpoint, or where this has happened ROLLBACKS times.
+    """
+    if state.preset.on_divergence == "stop" or state.rollbacks >= ROLLBACKS:
+        times = f" (after {state.rollbacks} rollbacks)" if state.rollbacks else ""
+        raise Fault(f"{fault}{times}; the last good checkpoint is in {folder}") from fault
+    rollbacks = state.rollbacks + 1
+    try:
+        saved = read_checkpoint(folder, watcher.say, "latest" if rollbacks == 1 else "previous")
+    except InputError as none:
+        raise Fault(f"{fault}; there is no checkpoint yet to go back to") from none
+    restore(state, saved, folder)
+    state.rollbacks = rollbacks
+    watcher.say(f"{fault}. Going back to step {state.step} with new random numbers (rollback {rollbacks} of {ROLLBACKS})")
+    write_line(log, {"event": "rollback", "diverged_at": fault.step, "cause": fault.cause, "back_to": state.step})
+
+
+# What a run leaves in its folder
+
+
+def open_log(folder: Path, step: int):
+    """metrics.jsonl, opened to go on after `step`: lines of a run that went further than its last checkpoint are dropped."""
+    path = folder / "metrics.jsonl"
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break  # the line that a kill cut short
+            if entry.get("step", 0) <= step:
+                kept.append(line + "\n")
+    try:
+        path.write_text("".join(kept), encoding="utf-8")
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise Fault(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_line(log, entry: dict[str, Any]) -> None:
+    values = {k: float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in entry.items()}
+    try:
+        log.write(json.dumps(values) + "\n")
+        log.flush()
+    except OSError as error:
+        raise Fault(f"cannot write {log.name}: {error.strerror}; free some space, then go on with --resume") from error
+
+
+def save_all(folder: Path, state: TrainState, runtime: Runtime, log) -> int:
+    """Checkpoint and model; the log reaches the disk before the checkpoint that counts on it. Returns the step saved."""
+    os.fsync(log.fileno()) if not log.closed else None
+    save_checkpoint(folder, state, runtime)
+    save_model(folder / MODEL, state)
+    return state.step
+
+
+def write_grid(path: Path, state: TrainState) -> None:
+    """Up to 100 chains as they wait in the buffer, in rows by class."""
+    x, y = state.buffer.read(100, torch.Generator().manual_seed(0))
+    images = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    write_png(path, grid(by_class(images, None if y is None else y.cpu().numpy()), columns=10))
+
+
+def write_final_grid(path: Path, state: TrainState, runtime: Runtime, progress: Callable[[int, int], None]) -> None:
+    """Samples from noise by the averaged weights, ten a class (a hundred without classes), one row a class."""
+    rows = min(10, len(state.shape.classes)) if state.net.condition else 10
+    labels = torch.arange(10 * rows).div(10, rounding_mode="floor").numpy()
+    model = averaged_model(state, runtime)
+    images, _ = model.sample(10 * rows, labels=labels if model.conditional else None, progress=progress)
+    write_png(path, grid(images, columns=10))

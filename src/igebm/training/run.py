@@ -1,0 +1,229 @@
+"""A run and its folder: start one, go on with one, one process at a time."""
+
+import hashlib
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__, data, model, presets, terminal
+from ..data import Images
+from ..data.named import NAMES
+from ..errors import InputError
+from ..files import writable_folder, write_json
+from ..model import Shape
+from ..presets import Machine, Preset
+from ..runtime import Runtime, probe
+from . import state as states
+from .loop import Outcome, Watcher, train, write_final_grid
+from .state import TrainState
+
+Say = Callable[[str], None]
+
+
+def new(
+    name: str,
+    preset: Preset,
+    machine: Machine,
+    out: Path | None = None,
+    init_from: str | None = None,
+    data_dir: Path | None = None,
+    skip_bad: bool = False,
+) -> tuple[Outcome, Path]:
+    """Train a new model by `preset` into `out` (default: the next free runs/NAME). Raises InputError before any work is done."""
+    runtime = open_machine(machine)
+    source = model.load(init_from) if init_from else None
+    folder = free_folder(Path("runs") / name) if out is None else out
+    if (folder / "preset.json").exists() or (folder / states.CHECKPOINT).exists():
+        raise InputError(f"{folder} already holds a run; go on with it by igebm train --resume {folder}, or choose another --out")
+    images = open_data(preset, data_dir, skip_bad)
+    preset = settled(preset, images)
+    shape = shape_of(preset, images)
+    model.build_net(preset, shape)  # refuses a network that does not fit the images, before the folder is made
+    writable_folder(folder)
+    with alone(folder):
+        facts = {"preset": name, "seed": preset.seed, "data": fingerprint(images)}
+        state = states.start(preset, shape, runtime, facts)
+        if source is not None:
+            states.init_from(state, source)
+        write_json(folder / "preset.json", describe(state, runtime))
+        states.save_checkpoint(folder, state, runtime)  # something to go back to from the first step on
+        return finish(state, images, folder, runtime), folder
+
+
+def resume(
+    folder: Path,
+    ask: Callable[[Preset], Preset],
+    machine: Machine,
+    data_dir: Path | None = None,
+    skip_bad: bool = False,
+) -> tuple[Outcome, Path]:
+    """Go on with the run in `folder`; `ask` gives the settings wanted now from those it had. What changed is said.
+
+    Raises InputError where the change would need another network, buffer or data set.
+    """
+    saved = states.read_checkpoint(folder, terminal.say)
+    old = presets.from_dict(saved["settings"])
+    preset = ask(old)
+    step = saved["counters"]["step"]
+    fixed = [f"{presets.flag(k)} {a} -> {b}" for k, (a, b) in presets.changed(old, preset).items() if k in FIXED]
+    if fixed:
+        raise InputError(f"a resumed run cannot change {'; '.join(fixed)}; start a new one (with --init-from {folder} if the network is the same)")
+    if preset.steps <= step:
+        terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total)")
+        return Outcome("done", step, 0.0), folder
+    with alone(folder):
+        kept = saved["runtime"]
+        # The same dtype as before, so that the chain goes on with the same numbers.
+        runtime = open_machine(replace(machine, dtype=kept["dtype"] if machine.dtype == "auto" else machine.dtype))
+        images = open_data(preset, data_dir, skip_bad)
+        shape = Shape(*saved["shape"], classes=tuple(saved["classes"]))
+        state = states.start(preset, shape, runtime, saved["facts"])
+        check_data(state, images, folder)
+        states.restore(state, saved, folder / states.CHECKPOINT)
+        for name, (a, b) in presets.changed(old, preset).items():
+            terminal.say(f"changed on resuming: {presets.flag(name)} {a} -> {b}")
+            if name == "chain_steps":
+                state.chain_steps = preset.chain_steps
+        terminal.say(f"going on with {folder} from step {step}")
+        write_json(folder / "preset.json", describe(state, runtime))
+        return finish(state, images, folder, runtime), folder
+
+
+FIXED = {
+    "image_size", "channels", "conditional", "width", "blocks", "stem", "activation", "modulation", "skip_kernel",
+    "head_relu", "scales", "spectral", "init", "buffer_size", "buffer_policy", "buffer_rounding", "seed",
+}  # fmt: skip
+"""settings that a checkpoint's weights, buffer or data stream are made of"""
+
+
+def finish(state: TrainState, images: Images, folder: Path, runtime: Runtime) -> Outcome:
+    """Run the loop with a bar and signals, then draw samples from noise."""
+    steps = state.preset.steps
+    with interruptible() as stop:
+        with terminal.bar("training") as screen:
+            report = lambda m: screen.step(m["step"], steps, shown(m))
+            outcome = train(state, images, folder, runtime, Watcher(screen.say, report, stop))
+        if outcome.reason != "interrupted" and state.step > 0:
+            with terminal.bar("samples from noise") as screen:
+                path = folder / "samples" / f"noise-{state.step:07d}.png"
+                write_final_grid(path, state, runtime, lambda done, total: screen.step(done, total))
+    return outcome
+
+
+def shown(m: dict[str, Any]) -> str:
+    return f"E(x+) {m['e_pos']:+.3f}  E(x-) {m['e_neg']:+.3f}  gap {m['gap']:+.3f}"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask the loop to save and end; a second one ends at once."""
+    asked = []
+
+    def handler(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        terminal.say("interrupted: saving; once more to end at once")
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process a run folder. The lock goes with the process, however it ends."""
+    with open(folder / ".lock", "a") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            terminal.say("this system has no file locks: take care that no other process trains in the same folder")
+        except OSError:
+            raise InputError(f"another process is training in {folder}; wait for it, or choose another --out") from None
+        yield
+
+
+def open_machine(machine: Machine) -> Runtime:
+    runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads)
+    terminal.say(f"machine: {runtime.reason}")
+    return runtime
+
+
+def open_data(preset: Preset, data_dir: Path | None, skip_bad: bool) -> Images:
+    return data.load(
+        preset.data,
+        "train",
+        data_dir=data_dir,
+        image_size=preset.image_size or None,
+        channels=preset.channels or None,
+        skip_bad=skip_bad,
+        say=terminal.say,
+    )
+
+
+def settled(preset: Preset, images: Images) -> Preset:
+    """The preset with what the data decide: a path made absolute, no condition where there are no labels."""
+    if preset.conditional and not images.classes:
+        terminal.say(f"{images.name} has no labels, so the model is unconditional")
+        preset = replace(preset, conditional=False)
+    path = Path(preset.data)
+    return replace(preset, data=str(path.resolve())) if path.exists() and preset.data not in NAMES else preset
+
+
+def shape_of(preset: Preset, images: Images) -> Shape:
+    _, h, w, c = images.x.shape
+    return Shape(c, h, w, images.classes if preset.conditional else ())
+
+
+def check_data(state: TrainState, images: Images, folder: Path) -> None:
+    """Refuse data of another shape or with other classes; say so where they are merely other images."""
+    here = shape_of(state.preset, images)
+    if here != state.shape:
+        raise InputError(f"{folder} was trained on images {state.shape}, the data now are {here}; give it the data it had")
+    before, now = state.facts.get("data", {}), fingerprint(images)
+    if before != now:
+        terminal.say(f"the data are not those that {folder} began with ({before} then, {now} now)")
+
+
+def fingerprint(images: Images) -> dict[str, Any]:
+    """What tells a data set from another: its name, count and a hash of up to 1,000 of its images and all labels."""
+    h = hashlib.sha256()
+    h.update(np.ascontiguousarray(images.x[:: max(1, len(images.x) // 1000)]).tobytes())
+    h.update(b"" if images.y is None else np.ascontiguousarray(images.y).tobytes())
+    return {"name": images.name, "images": len(images.x), "sha256": h.hexdigest()[:16]}
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of wanted-2, wanted-3, ... that is not there."""
+    folder, n = wanted, 1
+    while folder.exists():
+        n += 1
+        folder = wanted.with_name(f"{wanted.name}-{n}")
+    return folder
+
+
+def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:
+    """DIR/preset.json: the settings and their circumstances."""
+    return {
+        "settings": presets.to_dict(state.preset),
+        "shape": list(state.shape.image),
+        "classes": list(state.shape.classes),
+        "facts": state.facts,
+        "command": ["igebm", *sys.argv[1:]],
+        "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "runtime": runtime.reason},
+    }

@@ -1,0 +1,219 @@
+"""What a run carries from step to step, and how it is saved: everything for resuming (checkpoint), the averaged weights for
+use (snapshot). A checkpoint is written whole, and the one before it is kept until then, and after.
+"""
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import model, presets
+from ..buffer import Buffer
+from ..errors import Fault, InputError
+from ..files import whole
+from ..model import Shape
+from ..nets.fold import Twin
+from ..nets.image import ImageEnergy
+from ..presets import Preset
+from ..runtime import Runtime
+from . import ema, optim
+
+CHECKPOINT, PREVIOUS, MODEL = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
+
+
+@dataclass
+class TrainState:
+    """Network, averages, optimiser, buffer and counters of a run. `facts` say where it comes from (data, preset's name)."""
+
+    preset: Preset
+    shape: Shape
+    net: ImageEnergy
+    twin: Twin
+    averages: ema.Averages
+    optimizer: torch.optim.Adam
+    buffer: Buffer
+    chain_steps: int
+    """K now: the preset's, or raised since"""
+    step: int = 0
+    """training iterations done"""
+    seen: int = 0
+    """data images used: where the stream of data goes on"""
+    rollbacks: int = 0
+    slow_gap: float = 0.0
+    """the energy gap averaged over about 100 steps"""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.buffer.x.device
+
+
+def start(preset: Preset, shape: Shape, runtime: Runtime, facts: dict[str, Any]) -> TrainState:
+    """A new run: weights from the seed, an empty buffer."""
+    torch.manual_seed(preset.seed)
+    net = model.build_net(preset, shape).to(runtime.device)
+    labels = torch.empty(0, dtype=torch.long) if net.condition else None
+    return TrainState(
+        preset=preset,
+        shape=shape,
+        net=net,
+        twin=Twin(net, runtime.dtype, runtime.compiled),
+        averages=ema.start(net),
+        optimizer=optim.adam(net, preset),
+        buffer=Buffer(
+            preset.buffer_size,
+            shape.image,
+            labels,
+            policy=preset.buffer_policy,
+            rounding=preset.buffer_rounding,
+            device=runtime.device,
+        ),
+        chain_steps=preset.chain_steps,
+        facts=facts,
+    )
+
+
+def generators(state: TrainState) -> tuple[torch.Generator, torch.Generator]:
+    """The random streams of the next iteration, for the host and the device.
+
+    They depend on the seed, the rollbacks and the step alone, so a resumed run draws what an uninterrupted one draws and
+    no generator's state needs saving. torch's global stream, which dropout draws from, is set as well.
+    """
+    key = [state.preset.seed, state.rollbacks, state.step]
+    host, device, dropout = (int(s) for s in np.random.SeedSequence(key).generate_state(3, np.uint64) >> np.uint64(1))
+    torch.manual_seed(dropout)
+    return torch.Generator().manual_seed(host), torch.Generator(state.device).manual_seed(device)
+
+
+# Checkpoints
+
+
+def save_checkpoint(folder: Path, state: TrainState, runtime: Runtime) -> None:
+    """Write DIR/checkpoint.pt; the one it replaces becomes checkpoint.previous.pt."""
+    current, previous = folder / CHECKPOINT, folder / PREVIOUS
+    with whole(current) as temporary:
+        try:
+            torch.save(_to_dict(state, runtime), temporary)
+        except RuntimeError as error:  # torch's writer reports a full disk this way
+            raise Fault(f"cannot write {current}: {str(error).splitlines()[0]}; is the disk full?") from error
+        if current.exists():
+            _keep(current, previous)
+
+
+def _keep(current: Path, previous: Path) -> None:
+    """Make `previous` a second name of `current` (a copy where the file system has no links), whole at every moment."""
+    second = previous.with_suffix(".part")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(current, second)
+    except OSError:
+        shutil.copyfile(current, second)
+    second.replace(previous)
+
+
+def _to_dict(state: TrainState, runtime: Runtime) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "settings": presets.to_dict(state.preset),
+        "shape": list(state.shape.image),
+        "classes": list(state.shape.classes),
+        "net": _plain(state.net.state_dict()),
+        "averages": _plain(state.averages),
+        "optimizer": state.optimizer.state_dict(),
+        "buffer": state.buffer.state_dict(),
+        "counters": {name: getattr(state, name) for name in _COUNTERS},
+        "runtime": {"dtype": runtime.dtype_name, "compiled": runtime.compiled},
+        "facts": state.facts,
+    }
+
+
+_COUNTERS = ("step", "seen", "chain_steps", "rollbacks", "slow_gap")
+
+
+def read_checkpoint(folder: Path, say: Callable[[str], None], which: Literal["latest", "previous"] = "latest") -> dict[str, Any]:
+    """The last whole checkpoint of a run folder; says so where it had to take the one before. No code in it is run.
+
+    Raises InputError where there is none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no run folder {folder}; give the DIR of an earlier igebm train")
+    names = [PREVIOUS, CHECKPOINT] if which == "previous" else [CHECKPOINT, PREVIOUS]
+    problems = []
+    for name in names:
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            saved = _read(path)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            say(f"{problems[0]}; going on from {path.name} (step {saved['counters']['step']}) instead")
+        return saved
+    raise InputError(problems[0] if problems else f"{folder} holds no {CHECKPOINT}; start a run there with igebm train --out {folder}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        saved = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as error:  # zipfile and torch raise a dozen kinds for a damaged file; each means the same here
+        raise InputError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
+    if saved is None:
+        raise InputError(f"{path} is damaged (part {damaged} fails its checksum)")
+    wanted = ("settings", "shape", "classes", "net", "averages", "optimizer", "buffer", "counters", "runtime", "facts")
+    missing = [key for key in wanted if key not in saved] if isinstance(saved, dict) else wanted
+    if missing:
+        raise InputError(f"{path} is no igebm checkpoint: it lacks {', '.join(missing[:3])}")
+    return saved
+
+
+def restore(state: TrainState, saved: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights, averages, optimiser, buffer and counters into `state`."""
+    model.fill(state.net, saved["net"], path)
+    lacking = sorted(set(state.averages) ^ set(saved["averages"]))
+    if lacking:
+        raise InputError(f"{path} is of another network: its averaged weights differ in {', '.join(lacking[:3])}")
+    for name, t in saved["averages"].items():
+        state.averages[name].copy_(t)
+    groups = state.optimizer.state_dict()["param_groups"]  # hyper-parameters are the preset's, moments the checkpoint's
+    state.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+    state.buffer.load_state_dict(saved["buffer"])
+    for name in _COUNTERS:
+        setattr(state, name, saved["counters"][name])
+
+
+# Snapshots
+
+
+def save_model(path: Path, state: TrainState) -> None:
+    """The averaged weights, ready for use: a safetensors file with the settings in its metadata."""
+    net = ema.network(state.averages, state.net)
+    model.save(path, net, state.preset, state.shape, state.step, state.facts)
+
+
+def averaged_model(state: TrainState, runtime: Runtime) -> model.Model:
+    """The averaged weights as a Model, for sample grids."""
+    net = ema.network(state.averages, state.net)
+    assert isinstance(net, ImageEnergy)
+    return model.Model(net, state.preset, state.shape, "this run", state.step, state.facts, state.device, runtime.dtype)
+
+
+def init_from(state: TrainState, source: model.Model) -> None:
+    """Start from another model's weights, with a fresh optimiser and buffer. Raises InputError where the networks differ."""
+    model.fill(state.net, dict(source.net.state_dict()), Path(source.name))
+    state.averages = ema.start(state.net)
+    state.facts["init_from"] = f"{source.name} at step {source.step}"
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu() for name, t in tensors.items()}

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import InputError
+
 Energy = Callable[[Tensor], Tensor]
 """(B, *shape) -> (B,); differentiable, and without interaction between the items of a batch."""
 
@@ -21,14 +23,21 @@ def energy_and_grad(
     """E(x) and ∇ₓE(x). Items of a batch do not interact, so the gradient of the sum is the batch of gradients.
 
     With `create_graph` both stay differentiable, in x and in whatever E closes over; otherwise both are detached.
-    Works inside `torch.no_grad` too.
+    Works inside `torch.no_grad` too. Raises InputError where E(x) is not one number for each item.
     """
     with torch.enable_grad():
         if not (create_graph and x.requires_grad):
             x = x.detach().requires_grad_()
-        e = E(x)
+        e = checked(E(x), x)
         (g,) = torch.autograd.grad(e.sum(), x, create_graph=create_graph)
     return (e, g) if create_graph else (e.detach(), g)
+
+
+def checked(e: Tensor, x: Tensor) -> Tensor:
+    """`e` itself. Raises InputError where it is not one number for each item of x: the mistake that every new energy makes once."""
+    if e.shape != x.shape[:1]:
+        raise InputError(f"an energy gives one number for each item, (B,): for x {tuple(x.shape)} got {tuple(e.shape)}")
+    return e
 
 
 def given(net: Callable[[Tensor, Any], Tensor], y: Any) -> Energy:

@@ -5,15 +5,13 @@ Where stderr is no terminal there is no bar, no colour and no carriage return, b
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 
-class Step(Protocol):
-    """Call with what is done, what there is to do, and a few numbers to show."""
-
-    def __call__(self, done: float, total: float, shown: str = "") -> None: ...
+Step = Callable[..., None]
+"""step(done, total, shown=""): what is done, what there is to do, and a few numbers to show"""
 
 
 class Screen(NamedTuple):
@@ -45,14 +43,14 @@ def bar(what: str, every: float = 10.0) -> Iterator[Screen]:
 def _lines(what: str, every: float) -> Step:
     started = last = time.monotonic()
 
-    def step(done: float, total: float, shown: str = "") -> None:
+    def step(done: int, total: int, shown: str = "") -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < every:
             return
         last = now
         left = (now - started) * (total / done - 1) if done else 0.0
-        say(f"{what} {done:.0f}/{total:.0f}, {clock(now - started)} gone, {clock(left)} left{', ' if shown else ''}{shown}")
+        say(f"{what} {done}/{total}, {clock(now - started)} gone, {clock(left)} left{', ' if shown else ''}{shown}")
 
     return step
 
@@ -76,10 +74,10 @@ def _rich_bar(what: str) -> Iterator[Screen]:
     with Progress(*columns, console=console, speed_estimate_period=60) as progress:
         task = progress.add_task(what, total=None, rate="", shown="")
 
-        def step(done: float, total: float, shown: str = "") -> None:
+        def step(done: int, total: int, shown: str = "") -> None:
             speed = progress.tasks[0].speed or 0.0
             rate = f"{speed:.3g}/s" if speed >= 1 else f"{1 / speed:.3g} s each" if speed else ""
-            progress.update(task, completed=int(done), total=int(total), rate=rate, shown=shown)
+            progress.update(task, completed=done, total=total, rate=rate, shown=shown)
 
         yield Screen(lambda line: console.print(line, markup=False), step)
 

@@ -28,7 +28,7 @@ def _cropped_and_mirrored(x: Tensor, generator: torch.Generator | None) -> Tenso
     """A square of 70 to 100 % of the side, anywhere inside, resized to the whole; x' = s x + t in grid coordinates [-1, 1]."""
     side = _uniform(x, 0.7, 1.0, generator).flatten()
     shift = (1 - side)[:, None] * (2 * torch.rand(len(x), 2, generator=generator, device=x.device, dtype=x.dtype) - 1)
-    mirror = torch.where(_uniform(x, 0, 1, generator).flatten() < 0.5, -1.0, 1.0)
+    mirror = torch.where(_uniform(x, 0.0, 1.0, generator).flatten() < 0.5, -1.0, 1.0)
     zero = torch.zeros_like(side)
     rows = torch.stack([side * mirror, zero, shift[:, 0]], 1), torch.stack([zero, side, shift[:, 1]], 1)
     where = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
@@ -42,8 +42,8 @@ def _recoloured(x: Tensor, generator: torch.Generator | None) -> Tensor:
     y = x * _uniform(x, 0.6, 1.4, generator)
     y = torch.lerp(grey(y).mean((2, 3), keepdim=True).expand_as(y), y, _uniform(x, 0.6, 1.4, generator).expand_as(y))
     y = torch.lerp(grey(y).expand_as(y), y, _uniform(x, 0.6, 1.4, generator).expand_as(y))
-    x = torch.where(_uniform(x, 0, 1, generator) < 0.8, y, x)
-    return torch.where(_uniform(x, 0, 1, generator) < 0.2, grey(x).expand_as(x), x)
+    x = torch.where(_uniform(x, 0.0, 1.0, generator) < 0.8, y, x)
+    return torch.where(_uniform(x, 0.0, 1.0, generator) < 0.2, grey(x).expand_as(x), x)
 
 
 def _blurred(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -54,4 +54,4 @@ def _blurred(x: Tensor, generator: torch.Generator | None) -> Tensor:
     y = F.pad(x, (1, 1, 1, 1), mode="reflect")
     y = side * (y[..., :-2, :] + y[..., 2:, :]) + centre * y[..., 1:-1, :]
     y = side * (y[..., :-2] + y[..., 2:]) + centre * y[..., 1:-1]
-    return torch.where(_uniform(x, 0, 1, generator) < 0.5, y, x)
+    return torch.where(_uniform(x, 0.0, 1.0, generator) < 0.5, y, x)

@@ -219,8 +219,7 @@ def attached(net: ImageEnergy, y: Tensor | None = None) -> Energy:
 
 def frozen(net: ImageEnergy, y: Tensor | None = None) -> Energy:
     """E_θ̄(· | y): differentiable in x to any order, but not in the parameters (eq. 9)."""
-    with torch.no_grad():
-        weights, affines = fold(net), bind(net, y)
+    weights, affines = _map(torch.Tensor.detach, fold(net)), _map(torch.Tensor.detach, bind(net, y))
     return lambda x: energy(net, weights, affines, x)
 
 

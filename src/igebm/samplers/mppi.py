@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..energy import Energy
+from ..energy import Energy, checked
 from .chain import Info, Kernel, State
 
 
@@ -35,7 +35,7 @@ def step(
 def repeated(E: Energy, candidates: int) -> Callable[[Tensor], Tensor]:
     """(B, candidates, *shape) -> (B, candidates): one call of E for each candidate index, so that what E binds item by item
     (labels, the past of a trajectory) stays beside its item."""
-    return lambda x: torch.stack([E(x[:, i]) for i in range(candidates)], dim=1)
+    return lambda x: torch.stack([checked(E(x[:, i]), x) for i in range(candidates)], dim=1)
 
 
 def mppi(

@@ -31,7 +31,7 @@ class Guard:
         """Nothing out of bounds: the state is worth going back to."""
         return not (self.above or self.below)
 
-    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+    def check(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Raises Divergence on a number that is not finite, and after PATIENCE steps in a row with the gap out of bounds."""
         for name, cause in _CAUSES.items():
             if not math.isfinite(metrics[name]):

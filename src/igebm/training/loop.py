@@ -29,6 +29,8 @@ from . import ema, guard, optim
 from .guard import Divergence, Guard
 from .state import MODEL, TrainState, averaged_model, generators, read_checkpoint, restore, save_checkpoint, save_model
 
+Metrics = dict[str, int | float]
+
 ROLLBACKS = 3
 """how often a run goes back before it gives up"""
 
@@ -103,7 +105,7 @@ def train(state: TrainState, images: Images, folder: Path, runtime: Runtime, wat
     return Outcome(reason, state.step, time.perf_counter() - start)
 
 
-def train_step(state: TrainState, loader: Loader, guarding: Guard, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+def train_step(state: TrainState, loader: Loader, guarding: Guard, stop: Callable[[], bool] = lambda: False) -> Metrics:
     """One iteration of Algorithm 1: `state` moves on by one step, or, where Stopped or Divergence is raised, keeps its weights."""
     p, net = state.preset, state.net
     host, device = generators(state)
@@ -180,7 +182,7 @@ def sample(
     return end.x.detach(), end.x, info
 
 
-def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, info: Info) -> dict[str, float]:
+def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, info: Info) -> Metrics:
     """The numbers of an iteration that the guard, the log and the bar show."""
     gradients = [q.grad.norm() for q in state.net.parameters() if q.grad is not None]
     assert info.g is not None
@@ -199,7 +201,7 @@ def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg
     }
 
 
-def raise_chain_steps(state: TrainState, metrics: dict[str, float], watcher: Watcher) -> None:
+def raise_chain_steps(state: TrainState, metrics: Metrics, watcher: Watcher) -> None:
     """Every 100 iterations: more chain steps while samples stay far above the data (an option; paper, section 8.7)."""
     p = state.preset
     if p.max_chain_steps and state.step % 100 == 0:

@@ -1,0 +1,48 @@
+"""Options and fixtures of all tests: --slow runs the slow ones; gpu ones run where there is a GPU; a seeded generator."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    skip_slow = pytest.mark.skip(reason="slow: run with --slow")
+    skip_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(skip_slow)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(skip_gpu)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory) -> Path:
+    """A data folder with the real CIFAR-10: IGEBM_DATA, or unpacked from ../shared; the test is skipped without either."""
+    given = os.environ.get("IGEBM_DATA")
+    if given and (Path(given) / "cifar10.npz").exists():
+        return Path(given)
+    unpack = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
+    if not unpack.exists():
+        pytest.skip(f"no real data: neither IGEBM_DATA with cifar10.npz nor {unpack.parent}")
+    import subprocess
+    import sys
+
+    folder = tmp_path_factory.mktemp("data")
+    subprocess.run([sys.executable, unpack, folder], check=True, capture_output=True)
+    return folder

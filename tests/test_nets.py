@@ -1,0 +1,300 @@
+"""Networks: spectral norm by SVD, the folded twin equal to the network, conditioning, and Figures 14a-c as the paper counts them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from igebm import presets
+from igebm.energy import energy_and_grad, given
+from igebm.errors import InputError
+from igebm.model import Shape, build_net
+from igebm.nets.fold import Twin, attached, fold, frozen, pooled
+from igebm.nets.image import ImageEnergy
+from igebm.nets.layers import Conditional, ResBlock, SpectralConv2d, power_iteration
+from igebm.nets.trajectory import TrajectoryEnergy
+from igebm.presets import parse_blocks
+
+Y = torch.tensor([0, 3, -1, 9])
+
+
+def net(condition=10, blocks="1d 1 2d 2", width=8, channels=3, perturbed=0.1, **options) -> ImageEnergy:
+    """A small network in float64, away from its start so that every weight matters."""
+    n = ImageEnergy(channels, width, parse_blocks(blocks), condition, **options).double()
+    with torch.no_grad():
+        for p in n.parameters():
+            p.add_(perturbed * torch.randn_like(p))
+    power_iteration(n, 3)
+    return n
+
+
+# Spectral norm
+
+
+def largest(w):
+    return torch.linalg.svdvals(w.flatten(1).double())[0].item()
+
+
+def test_spectral_norm_is_one_by_svd():
+    conv = SpectralConv2d(5, 7, 3)
+    conv.power_iteration(200)
+    assert largest(conv.normalised()) == pytest.approx(1, abs=1e-4)
+    with torch.no_grad():
+        conv.weight.add_(torch.randn_like(conv.weight))  # another weight: off at once, one again after iterating
+    assert abs(largest(conv.normalised()) - 1) > 0.01
+    conv.power_iteration(200)
+    assert largest(conv.normalised()) == pytest.approx(1, abs=1e-4)
+
+
+def test_bounded_spectral_norm_leaves_small_weights_alone():
+    """W / max(σ, 1): a zero-start conv stays as small as it is until its norm passes 1."""
+    conv = SpectralConv2d(4, 4, 3, zero=True)
+    assert conv.weight.abs().max() < 1e-8
+    for size, want in ((0.3, 0.3), (5.0, 1.0)):
+        with torch.no_grad():
+            conv.weight.normal_()
+            conv.weight.mul_(size / largest(conv.weight))
+        conv.power_iteration(300)
+        assert largest(conv.normalised()) == pytest.approx(want, rel=1e-3)
+
+
+def test_spectral_norm_gradient():
+    """d/dW of W/σ with u, v held: by finite differences."""
+    conv = SpectralConv2d(2, 3, 3).double()
+    c = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+
+    def f(w):
+        return (c * w / (conv.u.double() @ w.flatten(1) @ conv.v.double())).sum()
+
+    (conv.normalised() * c).sum().backward()
+    w = conv.weight.detach().requires_grad_()
+    assert torch.autograd.gradcheck(f, w)
+    (want,) = torch.autograd.grad(f(w), w)
+    assert torch.allclose(conv.weight.grad, want)
+
+
+def test_c10_looking_changes_nothing():
+    """100 passes leave the state dict as it was, and give the same energies to the bit."""
+    n = net()
+    before = copy.deepcopy(n.state_dict())
+    x = torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    e = [n(x, Y) for _ in range(100)]
+    Twin(n, torch.float64).given(Y)(x)
+    assert all(torch.equal(e[0], other) for other in e)
+    assert all(torch.equal(v, before[k]) for k, v in n.state_dict().items())
+
+
+def test_c10_vectors_have_unit_length_and_find_the_norm():
+    """weight diag(3, 1, 1, 1), vectors drawn anew: 30 iterations find σ = 3 with |u| = |v| = 1."""
+    conv = SpectralConv2d(4, 4, 1)
+    with torch.no_grad():
+        conv.weight.copy_(torch.diag(torch.tensor([3.0, 1, 1, 1])).reshape(4, 4, 1, 1))
+        conv.u.copy_(nn.functional.normalize(torch.randn(4), dim=0))
+    conv.power_iteration(30)
+    assert conv.u.norm().item() == pytest.approx(1, abs=1e-5) and conv.v.norm().item() == pytest.approx(1, abs=1e-5)
+    assert largest(conv.normalised()) == pytest.approx(1, abs=0.01)
+
+
+# Folding
+
+VARIANTS = {
+    "paper": {},
+    "release": dict(modulation="release", skip_kernel=3, head_relu=True, init="unit"),
+    "modern": dict(scales=3, activation="swish"),
+    "small": dict(stem="4x4/2"),
+    "without spectral norm": dict(spectral=False),
+}
+
+
+def test_pooled_kernel_is_convolution_then_pool():
+    x, w = torch.randn(2, 3, 9, 12, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    want = nn.functional.avg_pool2d(nn.functional.conv2d(x, w, padding=1), 2)
+    assert torch.allclose(nn.functional.conv2d(x, pooled(w), stride=2, padding=1), want)
+
+
+@pytest.mark.parametrize("condition", [0, 10])
+@pytest.mark.parametrize("size", [8, 28, 16])
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_folded_is_the_network(options, size, condition):
+    """The twin's, the attached and the frozen energy and gradient equal the plain network's to rounding."""
+    blocks = "1 2d 2" if options.get("scales") or options.get("stem") else "1d 1 2d 2"
+    n, x = net(condition, blocks, **options), torch.rand(4, 3, size, size, dtype=torch.float64)
+    y = Y if condition else None
+    e, g = energy_and_grad(given(n, y), x)
+    assert e.std() > 0 and g.std() > 0
+    for E in (Twin(n, torch.float64).given(y), attached(n, y), frozen(n, y)):
+        e2, g2 = energy_and_grad(E, x)
+        assert torch.allclose(e2, e, rtol=1e-10, atol=1e-10) and torch.allclose(g2, g, rtol=1e-8, atol=1e-12)
+
+
+def test_twin_follows_its_network_when_refreshed():
+    n, x = net(), torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    twin = Twin(n, torch.float64)
+    with torch.no_grad():
+        for p in n.parameters():
+            p.mul_(1.1)
+    twin.refresh()
+    assert torch.allclose(twin.given(Y)(x), n(x, Y))
+
+
+def test_twin_composes():
+    """Any composition of twins has the right gradient: the twin's own, multiplied by autograd."""
+    from igebm.compose import product, tempered
+
+    n, x = net(), torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    a, b = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
+    twin = Twin(n, torch.float64)
+    e, g = energy_and_grad(product(tempered(twin.given(a), 2.0), twin.given(b)), x)
+    want_e, want_g = energy_and_grad(lambda x: 2 * n(x, a) + n(x, b), x)
+    assert torch.allclose(e, want_e) and torch.allclose(g, want_g)
+
+
+def test_attached_energy_has_the_networks_weight_gradients():
+    n, x = net(), torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    want = torch.autograd.grad(n(x, Y).sum(), list(n.parameters()))
+    got = torch.autograd.grad(attached(n, Y)(x).sum(), list(n.parameters()))
+    assert all(torch.allclose(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_frozen_energy_gives_the_weights_nothing():
+    n, x = net(), torch.rand(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    frozen(n, Y)(x).sum().backward()
+    assert x.grad is not None and all(p.grad is None for p in n.parameters())
+
+
+def test_bfloat16_twin_is_close():
+    """Only the network runs in bfloat16; energies and states are float32. Half a percent in energies, the same direction."""
+    n, x = net().float(), torch.rand(4, 3, 16, 16)
+    e, g = energy_and_grad(given(n, Y), x)
+    e2, g2 = energy_and_grad(Twin(n, torch.bfloat16).given(Y), x)
+    assert e2.dtype == g2.dtype == torch.float32
+    assert (e2 - e).abs().max() < 0.005 * e.abs().max()
+    assert nn.functional.cosine_similarity(g.flatten(), g2.flatten(), 0) > 0.99
+
+
+def test_dropout_runs_in_the_twin_and_is_seeded():
+    n, x = net(dropout=0.5), torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    E = Twin(n, torch.float64).given(Y)
+    a, b = E(x), E(x)
+    assert not torch.equal(a, b)
+    torch.manual_seed(3)
+    c = E(x)
+    torch.manual_seed(3)
+    assert torch.equal(c, E(x))
+
+
+# Conditioning
+
+
+def test_the_start_is_unconditional():
+    """gain = 1 + W y with W = 0: at the start all labels give the same energy; after changing W they do not."""
+    n = ImageEnergy(1, 4, [(1, True)], 3)
+    x = torch.rand(3, 1, 8, 8)
+    assert len(n(x[:1].expand(3, -1, -1, -1), torch.tensor([0, 1, 2])).unique()) == 1
+    m = net(3, "1d", 4, 1).float()
+    assert len(m(x[:1].expand(3, -1, -1, -1), torch.tensor([0, 1, 2])).unique()) == 3
+
+
+def test_conditional_by_hand():
+    a = Conditional(2, 3, start=1.0)
+    with torch.no_grad():
+        a.base.copy_(torch.tensor([0.5, 0.0]))
+        a.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    got = a(torch.tensor([[0.0, 1.0, 0.0], [0.1, 0.0, 0.2]]))
+    assert torch.allclose(got, torch.tensor([[4.5, 5.0], [2.6, 2.4]]))
+    assert a(None).tolist() == [[1.5, 1.0]]
+
+
+def test_continuous_and_class_conditions_agree():
+    """One-hot latents are class labels; label -1 is the zero latent."""
+    n, x = net(), torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    latent = torch.zeros(4, 10, dtype=torch.float64)
+    latent[[0, 1, 3], [0, 3, 9]] = 1
+    assert torch.allclose(n(x, Y), n(x, latent))
+
+
+def test_zero_start_block_is_its_skip():
+    """With the second conv at zero a block is act(pool(x)), leaky ReLU with slope 0.2."""
+    block, x = ResBlock(4, 4, down=True), torch.randn(2, 4, 6, 6)
+    want = nn.functional.leaky_relu(nn.functional.avg_pool2d(x, 2), 0.2)
+    assert torch.allclose(block(x), want, atol=1e-6)
+
+
+# Figures
+
+
+def convolutions(blocks, width, channels=3):
+    """Weights of the convolutions of a figure, from the figure: stem, two 3x3 a block, 1x1 skips where the width changes."""
+    total, c = channels * width * 9, width
+    for multiple, _ in parse_blocks(blocks):
+        o = width * multiple
+        total += 9 * c * o + 9 * o * o + (c * o if c != o else 0)
+        c = o
+    return total
+
+
+@pytest.mark.parametrize("name", ["cifar10-cond", "cifar10-uncond"])
+def test_figure_parameter_counts(name):
+    preset = presets.named(name)
+    n = build_net(preset, Shape(3, 32, 32, tuple("abcdefghij")))
+    got = sum(m.weight.numel() for m in n.modules() if isinstance(m, SpectralConv2d))
+    assert got == convolutions(preset.blocks, 128)
+
+
+def test_released_large_net_has_18_6_million_weights():
+    """released code, counted by its readers: 18.6 M (3x3 skips)"""
+    n = build_net(presets.named("cifar10-uncond-release"), Shape(3, 32, 32))
+    assert sum(m.weight.numel() for m in n.modules() if isinstance(m, SpectralConv2d)) == pytest.approx(18.6e6, rel=0.005)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128])
+@pytest.mark.parametrize("blocks", ["1d 1 2d 2 2d 2", "1d 1 1 2d 2 2 2d 2 2"], ids=["14a", "14b"])
+def test_figures_at_any_size_and_channel_count(blocks, size, channels):
+    n = ImageEnergy(channels, 4, parse_blocks(blocks), 10)
+    x = torch.rand(2, channels, size, size)
+    e, g = energy_and_grad(Twin(n).given(torch.tensor([1, 2])), x)
+    assert e.shape == (2,) and g.shape == x.shape and torch.isfinite(g).all()
+    assert torch.allclose(e, n(x, torch.tensor([1, 2])), rtol=1e-3, atol=1e-3)
+
+
+def test_images_too_small_for_the_halvings_are_refused():
+    with pytest.raises(InputError, match="4x4 are too small.*at least 8x8"):
+        build_net(presets.named("cifar10-cond"), Shape(3, 4, 4, ("a",)))
+
+
+# Trajectories (Fig. 14c)
+
+
+def test_trajectory_energy_sees_the_past_and_the_order():
+    n = TrajectoryEnergy(2, width=16).double()
+    x, past = torch.randn(5, 1, 2, dtype=torch.float64), torch.randn(5, 3, 2, dtype=torch.float64)
+    e = n(x, past)
+    assert e.shape == (5,)
+    assert torch.allclose(n(torch.cat([past, x], 1)), e)  # the past is the series' beginning
+    assert not torch.allclose(n(x, past.flip(1)), e) and not torch.allclose(n(x, past + 0.1), e)
+
+
+def test_trajectory_energy_has_second_derivatives():
+    """L_KL through the sampler differentiates the gradient again."""
+    n = TrajectoryEnergy(2, width=8).double()
+    past = torch.randn(2, 3, 2, dtype=torch.float64)
+    x = torch.randn(2, 1, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: n(x, past), x)
+
+
+def test_fold_counts_fewer_operations():
+    """Folding saves what the algebra says: the second conv of a halving block costs 16/36 of its operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    block = net(0, "1d", 16, 3)
+    x = torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    counts = []
+    for E in (given(block, None), Twin(block, torch.float64).given()):
+        with FlopCounterMode(display=False) as counter:
+            E(x)
+        counts.append(counter.get_flop_counts()["Global"][torch.ops.aten.convolution])
+    stem, first, second = (2 * 256 * k * 9 for k in (3 * 16, 16 * 16, 16 * 16))
+    assert counts == [stem + first + second, stem + first + second * 16 // 36]
+    assert fold(block)[0].blocks[0].conv2.shape == (16, 16, 4, 4)

@@ -1,0 +1,331 @@
+"""Kernels against densities whose moments are known, and one step of each against hand calculations."""
+
+import math
+
+import pytest
+import torch
+from targets import GUMBEL, PRECISION, five_sigma, gaussian
+
+from igebm.errors import InputError
+from igebm.samplers import State, hmc, langevin, mala, masked, mppi, run
+from igebm.samplers.chain import segment_length
+from igebm.samplers.hmc import leapfrog
+from igebm.samplers.metropolis import point
+
+KERNELS = {
+    "langevin": langevin(0.05, math.sqrt(0.1)),
+    "langevin-before": langevin(0.05, math.sqrt(0.1), order="before"),
+    "langevin-box": langevin(0.05, math.sqrt(0.1), clip=0.5, box=(-1.0, 1.0)),
+    "mala": mala(0.05),
+    "mala-box": mala(0.05, box=(-1.0, 1.0)),
+    "hmc": hmc(0.1, 5),
+    "hmc-mass": hmc(0.1, 5, mass=2.0),
+    "mppi": mppi(5, 0.1),
+}
+each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+
+
+def traced(kernel, E, x, steps, generator, burn=0):
+    """Positions after each step beyond `burn`: (chains, draws, *shape)."""
+    kept = []
+    run(kernel, E, x, steps, generator, lambda k, state, _: kept.append(state.x) if k > burn else None)
+    return torch.stack(kept, 1)
+
+
+# One battery for every kernel
+
+
+@each_kernel
+def test_ten_and_ten_steps_are_twenty_bit_for_bit(kernel):
+    x = 0.1 * torch.randn(7, 2, dtype=torch.float64)
+    g = torch.Generator().manual_seed(1)
+    halfway, _ = run(kernel, gaussian(), x, 10, g)
+    twice, _ = run(kernel, gaussian(), halfway, 10, g)
+    straight, _ = run(kernel, gaussian(), x, 20, torch.Generator().manual_seed(1))
+    assert torch.equal(twice.x, straight.x)
+
+
+@each_kernel
+def test_no_steps_leave_the_start(kernel, generator):
+    x = torch.randn(3, 2)
+    assert torch.equal(run(kernel, gaussian(PRECISION.float()), x, 0, generator)[0].x, x)
+
+
+@each_kernel
+def test_items_do_not_interact(kernel):
+    """A chain's path does not depend on its neighbours' positions."""
+    x = 0.1 * torch.randn(6, 2, dtype=torch.float64)
+    other = x.clone()
+    other[1:] += 0.3
+    a, b = (run(kernel, gaussian(), start, 5, torch.Generator().manual_seed(3))[0].x for start in (x, other))
+    assert torch.equal(a[0], b[0])
+
+
+@each_kernel
+def test_sampling_inside_no_grad_gives_the_same(kernel):
+    x = 0.1 * torch.randn(4, 2, dtype=torch.float64)
+    a = run(kernel, gaussian(), x, 5, torch.Generator().manual_seed(2))[0].x
+    with torch.no_grad():
+        b = run(kernel, gaussian(), x, 5, torch.Generator().manual_seed(2))[0].x
+    assert torch.equal(a, b) and not a.requires_grad
+
+
+@each_kernel
+def test_masked_chains_keep_what_is_known(kernel, generator):
+    """Masks: the kept entries are the same to the last bit after every step, and the free ones move."""
+    known = 0.2 * torch.rand(5, 2, dtype=torch.float64)
+    mask = torch.tensor([True, False])
+    path = traced(masked(kernel, mask, known), gaussian(), torch.zeros_like(known), 8, generator)
+    assert (path[..., 1] == known[:, None, 1]).all()
+    assert (path[:, -1, 0] != 0).all()
+
+
+def test_an_energy_of_the_wrong_shape_is_refused(generator):
+    with pytest.raises(InputError, match=r"one number for each item.*got \(3, 1\)"):
+        run(langevin(0.1, 0.1), lambda x: x.sum(1, keepdim=True), torch.randn(3, 2), 1, generator)
+
+
+# Langevin
+
+
+def test_langevin_finite_step_covariance(generator):
+    """x ← x - (η P) x + √(2η) ω has covariance (P - η P²/2)⁻¹ exactly, at any stable η: a factor 2 anywhere would show.
+
+    (C with C = (1-ηP) C (1-ηP) + 2η commutes with P: C (2ηP - η²P²) = 2η.)"""
+    eta = 0.3
+    x = torch.randn(20_000, 2, dtype=torch.float64, generator=generator)
+    state, _ = run(langevin(eta, math.sqrt(2 * eta)), gaussian(), x, 120, generator)
+    want = torch.linalg.inv(PRECISION - 0.5 * eta * PRECISION @ PRECISION)
+    assert (torch.cov(state.x.T) - want).abs().max() < 0.04  # standard errors are below 0.013
+    assert (want - torch.linalg.inv(PRECISION)).abs().max() > 0.2  # so that the exact target would fail
+
+
+def test_c13_noise_is_not_multiplied_by_the_step(generator):
+    """(a) tied x - (a/2) ∇E + √a ω on x²/2, a = 0.1: variance 1 / (1 - a/4). (b) untied, step 0.1, σ 0.005: σ² / (2η - η²)."""
+    E = lambda x: 0.5 * x.square().sum(1)
+    x = torch.randn(20_000, 1, dtype=torch.float64, generator=generator)
+    tied, _ = run(langevin(0.05, math.sqrt(0.1)), E, x, 400, generator)
+    assert abs(tied.x.var().item() - 1 / (1 - 0.1 / 4)) < 0.04
+    untied, _ = run(langevin(0.1, 0.005), E, x, 400, generator)
+    assert untied.x.var().item() == pytest.approx(0.005**2 / (2 * 0.1 - 0.1**2), rel=0.05)
+
+
+def test_langevin_step_by_hand():
+    """x = 2, E = x²/2, η = 0.5, clip 1, no noise: 2 - 0.5·1 = 1.5; box [0, 1] clamps to 1. The info's gradient is unclipped."""
+    E = lambda x: 0.5 * x.square().sum(1)
+    x = torch.tensor([[2.0], [-0.4]])
+    state, info = run(langevin(0.5, 0.0, clip=1.0), E, x, 1)
+    assert state.x.flatten().tolist() == pytest.approx([1.5, -0.2])
+    assert info.e.tolist() == pytest.approx([2.0, 0.08]) and info.g.flatten().tolist() == pytest.approx([2.0, -0.4])
+    boxed, _ = run(langevin(0.5, 0.0, clip=1.0, box=(0.0, 1.0)), E, x, 1)
+    assert boxed.x.flatten().tolist() == [1.0, 0.0]
+
+
+def test_langevin_noise_orders():
+    """after: x - η x + ω; before: (x + ω) - η (x + ω), from the same ω, on E = x²/2."""
+    E = lambda x: 0.5 * x.square().sum(1)
+    x, seed = torch.tensor([[1.0]]), lambda: torch.Generator().manual_seed(5)
+    omega = torch.randn(1, 1, generator=seed())
+    after, _ = run(langevin(0.25, 1.0), E, x, 1, seed())
+    before, _ = run(langevin(0.25, 1.0, order="before"), E, x, 1, seed())
+    assert torch.allclose(after.x, 0.75 * x + omega)
+    assert torch.allclose(before.x, 0.75 * (x + omega))
+
+
+# MALA and HMC
+
+
+@pytest.mark.parametrize("kernel", [mala(0.6), hmc(0.8, 4), hmc(2.5, 4, mass=10.0)], ids=["mala", "hmc", "hmc-mass"])
+def test_asymmetric_target(kernel, generator):
+    """E = eˣ - x: mean -γ and variance π²/6 (not the variance of a symmetric stand-in), within 5 standard errors."""
+    x = torch.randn(100, 1, dtype=torch.float64, generator=generator)
+    draws = traced(kernel, GUMBEL.E, x, 1100, generator, burn=100)[..., 0]
+    five_sigma(draws, GUMBEL.mean)
+    five_sigma((draws - GUMBEL.mean) ** 2, GUMBEL.variance)
+
+
+@pytest.mark.parametrize("kernel", [mala(0.05, box=(0.0, 1.0)), hmc(0.1, 3, box=(0.0, 1.0))], ids=["mala", "hmc"])
+def test_box(kernel, generator):
+    """E = 3x on [0, 1]: mean 1/3 - e⁻³ / (1 - e⁻³), by integration."""
+    x = torch.rand(100, 1, dtype=torch.float64, generator=generator)
+    draws = traced(kernel, lambda x: 3 * x.sum(1), x, 700, generator, burn=100)[..., 0]
+    assert ((draws >= 0) & (draws <= 1)).all()
+    five_sigma(draws, 1 / 3 - math.exp(-3) / (1 - math.exp(-3)))
+
+
+@pytest.mark.parametrize("make", [lambda s: mala(s**2 / 2), lambda s: hmc(s, 3)], ids=["mala", "hmc"])
+def test_acceptance_goes_to_one_with_the_step(make, generator):
+    x = torch.randn(500, 2, dtype=torch.float64, generator=generator)
+    accepted = [run(make(s), gaussian(), x, 1, generator)[1].accept_prob.mean().item() for s in (0.02, 2.5)]
+    assert accepted[0] > 0.995 and accepted[1] < 0.6
+
+
+def test_mala_and_one_leapfrog_step_are_the_same():
+    """HMC with one leapfrog step of size ε is MALA with η = ε²/2: same noise, same path, same acceptance (Neal, 5.5.2)."""
+    x = torch.randn(50, 2, dtype=torch.float64)
+    a, ia = run(mala(0.5 * 0.4**2), gaussian(), x, 20, torch.Generator().manual_seed(1))
+    b, ib = run(hmc(0.4, 1), gaussian(), x, 20, torch.Generator().manual_seed(1))
+    assert torch.allclose(a.x, b.x, atol=1e-10) and torch.allclose(ia.accept_prob, ib.accept_prob, atol=1e-10)
+
+
+def test_c19_leapfrog_by_hand_and_back():
+    """E = x²/2 from x = 1, p = 0 with ε = 0.1: x = 0.995, p = -0.09975, ΔH = -1.247e-5. Reversed after 20 steps: home again."""
+    E = lambda x: 0.5 * x.square().sum(1)
+    start, p = point(E, State(torch.tensor([[1.0]], dtype=torch.float64))), torch.zeros(1, 1, dtype=torch.float64)
+    end, q = leapfrog(E, start, p, 0.1, 1)
+    assert end.x.item() == pytest.approx(0.995) and q.item() == pytest.approx(-0.09975)
+    assert (end.e + 0.5 * q.square()).item() - 0.5 == pytest.approx(-1.247e-5, rel=1e-3)
+    far, q = leapfrog(E, start, p, 0.1, 20)
+    home, _ = leapfrog(E, far, -q, 0.1, 20)
+    assert home.x.item() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_leapfrog_energy_error_is_of_second_order():
+    """Halving ε quarters the error over a fixed time: slope 2 of log error on log ε."""
+    E = lambda x: (x.exp() - x).sum(1)
+    errors, sizes = [], [0.2, 0.1, 0.05, 0.025]
+    for eps in sizes:
+        start = point(E, State(torch.full((1, 1), -1.0, dtype=torch.float64)))
+        p = torch.full((1, 1), 0.7, dtype=torch.float64)
+        end, q = leapfrog(E, start, p, eps, round(1.0 / eps))
+        errors.append(abs((end.e + q.square().sum() / 2 - start.e - p.square().sum() / 2).item()))
+    slopes = [math.log(a / b) / math.log(2) for a, b in zip(errors, errors[1:], strict=False)]
+    assert slopes[-1] == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize("mass", [1.0, 10.0])
+def test_c19_hmc_variance(mass, generator):
+    """A slip in the bookkeeping of energies halved the variance: it is 1, for any mass."""
+    E = lambda x: 0.5 * x.square().sum(1)
+    x = torch.randn(20_000, 1, dtype=torch.float64, generator=generator)
+    state, _ = run(hmc(0.3 * math.sqrt(mass), 5, mass), E, x, 50, generator)
+    assert state.x.var().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("kernel", [mala(0.3), hmc(0.5, 5)], ids=["mala", "hmc"])
+def test_c19_not_a_number_is_rejected_and_counted(kernel, generator):
+    """E = x²/2 but nan where |x| >= 3: no chain goes there, and the divergences are counted."""
+    E = lambda x: torch.where(x.abs() < 3, 0.5 * x.square(), torch.nan)[:, 0]
+    seen = []
+    x = torch.zeros(2000, 1, dtype=torch.float64)
+    state, _ = run(kernel, E, x, 100, generator, lambda k, s, info: seen.append((s.x.abs().max(), info.divergent.sum())))
+    assert all(top < 3 for top, _ in seen)
+    assert sum(int(n) for _, n in seen) > 0
+
+
+# MPPI
+
+
+def test_mppi_by_hand():
+    """One update on E = x²: the softmax-weighted mean of the candidates, worked out with numpy's arithmetic from the same noise."""
+    x, g = torch.tensor([[1.0], [-2.0]]), torch.Generator().manual_seed(4)
+    omega = torch.randn(2, 3, 1, generator=torch.Generator().manual_seed(4))
+    state, _ = run(mppi(3, 0.5), lambda x: x.square().sum(1), x, 1, g)
+    for i in range(2):
+        candidates = [x[i, 0].item() + 0.5 * omega[i, k, 0].item() for k in range(3)]
+        weights = [math.exp(-c * c) for c in candidates]
+        want = sum(w * c for w, c in zip(weights, candidates, strict=True)) / sum(weights)
+        assert state.x[i, 0].item() == pytest.approx(want, rel=1e-5)
+
+
+def test_mppi_at_low_temperature_takes_the_best_candidate():
+    x, g = torch.tensor([[1.0]]), torch.Generator().manual_seed(4)
+    omega = torch.randn(1, 50, 1, generator=torch.Generator().manual_seed(4))
+    candidates = 1.0 + 0.5 * omega[0, :, 0]
+    best = candidates[candidates.square().argmin()]
+    state, _ = run(mppi(50, 0.5, temperature=1e-6), lambda x: x.square().sum(1), x, 1, g)
+    assert state.x.item() == pytest.approx(best.item(), rel=1e-5)
+
+
+def test_mppi_drift_on_a_slope(generator):
+    """E = a x: w ∝ e^(-a σ ω) tilts the noise's mean to -a σ², which many candidates reach."""
+    state, _ = run(mppi(4000, 0.3), lambda x: 2.0 * x.sum(1), torch.zeros(200, 1), 1, generator)
+    assert state.x.mean().item() == pytest.approx(-2.0 * 0.3**2, rel=0.02)
+
+
+# Masked chains target the conditional
+
+
+@pytest.mark.parametrize("kernel", [mala(0.2), hmc(0.4, 4)], ids=["mala", "hmc"])
+def test_masked_chain_samples_the_conditional(kernel, generator):
+    """Of the correlated Gaussian given x₂ = 1: mean -P₁₂/P₁₁, variance 1/P₁₁."""
+    known = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(400, 2).contiguous()
+    draws = traced(masked(kernel, torch.tensor([True, False]), known), gaussian(), known, 400, generator, burn=50)[..., 0]
+    five_sigma(draws, -0.3)
+    five_sigma((draws + 0.3) ** 2, 0.5)
+
+
+# Gradients through a chain
+
+
+def _end_of_chain(theta, differentiate, recompute=1, steps=6, kernel=None, x=None):
+    """The mean end of Langevin chains on E = θ x⁴/4 + x²/2, from fixed noise."""
+    E = lambda x: (theta * x.pow(4) / 4 + x.square() / 2).sum(1)
+    x = torch.linspace(-1, 1.5, 5, dtype=torch.float64)[:, None] if x is None else x
+    g = torch.Generator().manual_seed(9)
+    kernel = langevin(0.1, 0.2) if kernel is None else kernel
+    return run(kernel, E, x, steps, g, differentiate=differentiate, recompute=recompute)[0].x.mean()
+
+
+@pytest.mark.parametrize("kernel", [langevin(0.1, 0.2), langevin(0.1, 0.2, order="before"), mppi(4, 0.2)])
+def test_gradient_through_all_steps_by_finite_differences(kernel):
+    theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    (got,) = torch.autograd.grad(_end_of_chain(theta, "all", kernel=kernel), theta)
+    h = 1e-5
+    up, down = (_end_of_chain(torch.tensor(0.7 + s * h, dtype=torch.float64), "none", kernel=kernel) for s in (1, -1))
+    assert got.item() == pytest.approx(((up - down) / (2 * h)).item(), rel=1e-6)
+
+
+def test_gradient_through_the_last_step_alone():
+    """∂/∂θ of x - η (θ x³ + x) is -η x³ at the last step's start, nothing more."""
+    theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    (got,) = torch.autograd.grad(_end_of_chain(theta, "last"), theta)
+    E = lambda x: (0.7 * x.pow(4) / 4 + x.square() / 2).sum(1)
+    x = torch.linspace(-1, 1.5, 5, dtype=torch.float64)[:, None]
+    before, _ = run(langevin(0.1, 0.2), E, x, 5, torch.Generator().manual_seed(9))
+    assert got.item() == pytest.approx((-0.1 * before.x.pow(3)).mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("recompute", [2, 3, 4, 6, 10])
+def test_recomputation_changes_neither_values_nor_gradients(recompute):
+    """Also where the segments do not divide the steps; the noise drawn again is the same noise."""
+    theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    a, b = _end_of_chain(theta, "all"), _end_of_chain(theta, "all", recompute)
+    assert torch.equal(a, b)
+    ga, gb = (torch.autograd.grad(v, theta)[0] for v in (a, b))
+    assert torch.allclose(ga, gb, rtol=1e-12)
+
+
+def test_recomputation_leaves_the_generator_where_the_chain_left_it():
+    theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    E = lambda x: theta * x.square().sum(1)
+    states = []
+    for recompute in (1, 4):
+        g = torch.Generator().manual_seed(1)
+        end, _ = run(langevin(0.1, 0.2), E, torch.ones(2, 1, dtype=torch.float64), 8, g, differentiate="all", recompute=recompute)
+        after_forward = torch.rand(1, generator=g.clone_state())
+        torch.autograd.grad(end.x.sum(), theta)
+        assert torch.equal(after_forward, torch.rand(1, generator=g.clone_state()))
+        states.append(after_forward)
+    assert torch.equal(*states)
+
+
+def test_recomputation_keeps_fewer_tensors():
+    """Saved tensors of an attached chain: of the order of √K with recomputation, K without."""
+    theta = torch.tensor(0.7, requires_grad=True)
+
+    def saved(recompute: int) -> int:
+        count = 0
+
+        def pack(t):
+            nonlocal count
+            count += t.numel() >= 1000
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            E = lambda x: (theta * x.pow(4)).sum(1)
+            run(langevin(0.01, 0.1), E, torch.ones(1000, 1), 64, torch.Generator(), differentiate="all", recompute=recompute)
+        return count
+
+    assert segment_length(64) == 8
+    assert saved(8) < saved(1) / 6

@@ -1,0 +1,427 @@
+"""Training: densities learned and compared with the truth, the 3-sigma clip by hand, the averages, the guard, resuming."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from igebm import data, presets
+from igebm.buffer import Buffer
+from igebm.data import Images, Loader
+from igebm.errors import Fault, InputError
+from igebm.model import Shape
+from igebm.nets.layers import SpectralConv2d
+from igebm.objectives import contrastive, maximum_likelihood
+from igebm.presets import Machine, Preset
+from igebm.runtime import probe
+from igebm.samplers import langevin, run
+from igebm.training import ema, guard, optim
+from igebm.training import state as states
+from igebm.training.guard import PATIENCE, Divergence, Guard
+from igebm.training.loop import Watcher, train, train_step
+from igebm.training.run import new, resume
+
+TINY = replace(
+    presets.named("digits"),
+    width=4, blocks="1d", chain_steps=3, batch=8, buffer_size=24, steps=6, save_every=2, log_every=1, grid_every=100,
+    snapshot_every=100, sample_steps=2,
+)  # fmt: skip
+CPU = Machine(device="cpu", dtype="float32", compile="off", threads=1)
+RUNTIME = probe("cpu", "float32", "off", 1)
+
+
+def images(n=25, size=8, classes=3, seed=0) -> Images:
+    rng = np.random.default_rng(seed)
+    names = tuple(f"class {c}" for c in range(classes))
+    return Images("test images", rng.integers(0, 256, (n, size, size, 1), dtype=np.uint8), np.arange(n) % classes, names)
+
+
+def fresh(preset: Preset = TINY, n: int = 25) -> tuple[states.TrainState, Images]:
+    x = images(n)
+    return states.start(preset, Shape(1, 8, 8, x.classes), RUNTIME, {}), x
+
+
+# What is learned
+
+
+@pytest.mark.parametrize("objective, power", [(contrastive, 1), (maximum_likelihood, 2)], ids=["eq. 3", "eq. 8"])
+def test_a_2d_mixture_is_learned(objective, power):
+    """Four Gaussians in the plane; an MLP on Langevin chains at temperature 1; densities normalised by quadrature.
+
+    Eq. 3 on samples of p learns p = q. Eq. 8 weights samples of p by p once more, so it is p² that matches q: both are held
+    to a total variation below 0.12, where the uniform density has 0.75 and the other objective's answer more than 0.2.
+    """
+    g = torch.Generator().manual_seed(0)
+    centres, sd = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]), 0.35
+    net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+    E = lambda x: net(x)[:, 0] + 0.05 * x.square().sum(1)  # so that the density can be normalised before it is learned
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3, betas=(0.5, 0.999))
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=800)
+    buffer = Buffer(2000, (2,), dtype=torch.float32)
+    kernel = langevin(0.02, 0.2)  # T = 0.2² / (2 · 0.02) = 1
+    for _ in range(800):
+        x_pos = centres[torch.randint(4, (512,), generator=g)] + sd * torch.randn(512, 2, generator=g)
+        draw = buffer.draw(4 * torch.rand(512, 2, generator=g) - 2, None, 0.02, g)
+        end, _ = run(kernel, E, draw.x, 10, g)
+        buffer.write(draw.slots, end.x, None)
+        loss = objective(E(x_pos), E(end.x))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    axis = torch.linspace(-2.5, 2.5, 101)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        e = E(grid)
+    q = torch.exp(-torch.cdist(grid, centres).square() / (2 * sd**2)).sum(1)
+    q = q / q.sum()
+    distance = lambda p: 0.5 * (p - q).abs().sum().item()
+    assert distance(torch.full_like(q, 1 / len(q))) > 0.5
+    assert distance(torch.softmax(-power * e, 0)) < 0.12
+    assert distance(torch.softmax(-(3 - power) * e, 0)) > 0.2
+
+
+def test_digits_in_miniature(tmp_path):
+    """Two classes, 0 and 1, for a few seconds: a nearest-mean classifier, made from the data, finds the asked class in samples."""
+    both = data.load("digits")
+    keep = both.y < 2
+    pair = Images("zeros and ones", both.x[keep], both.y[keep], both.classes[:2])
+    p = replace(presets.named("digits"), width=16, batch=32, buffer_size=200, chain_steps=15, steps=120, save_every=1000, lr=1e-3)
+    state = states.start(p, Shape(1, 8, 8, pair.classes), RUNTIME, {})
+    train(state, pair, tmp_path, RUNTIME, Watcher())
+    x, y = states.averaged_model(state, RUNTIME).sample(40, steps=150)
+    means = np.stack([pair.x[pair.y == c].astype(float).mean(0) for c in (0, 1)])
+    nearest = ((x[:, None].astype(float) - means) ** 2).sum((2, 3, 4)).argmin(1)
+    assert (nearest == y).mean() > 0.85
+
+
+# Optimiser
+
+
+def test_sigma_clip_by_hand():
+    """β₂ = 0.999, gradients 1, 2, then 100. v₁ = 0.001·1², v̂₁ = 1: bound 3. v₂ = 0.001·(0.999 + 4), v̂₂ = v₂/(1 - 0.999²)."""
+    p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = torch.optim.Adam([p], lr=0.1, betas=(0.0, 0.999))
+    bounds = []
+    for value in (1.0, 2.0, 100.0):
+        p.grad = torch.tensor([value, -value], dtype=torch.float64)
+        share = optim.clip_to_sigmas(optimizer, "paper").item()
+        bounds.append((p.grad[0].item(), -p.grad[1].item(), share))
+        optimizer.step()
+    v2 = (0.999 * 1 + 4) / (1 + 0.999)
+    want = [(1, 1, 0.0), (2, 2, 0.0), (3 * math.sqrt(v2), 3 * math.sqrt(v2), 1.0)]
+    assert [b for row in bounds for b in row] == pytest.approx([w for row in want for w in row])
+
+
+def test_release_clip_by_hand():
+    """b = 3 √(v_{t-1} / (1 - β₂ᵗ)) + 0.1: 0.1 at the first step, then 3 √(0.001 · 0.01 / (1 - 0.999²)) + 0.1."""
+    p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.Adam([p], lr=0.1, betas=(0.0, 0.999))
+    got = []
+    for _ in range(2):
+        p.grad = torch.tensor([5.0], dtype=torch.float64)
+        optim.clip_to_sigmas(optimizer, "release")
+        got.append(p.grad.item())
+        optimizer.step()
+    assert got == pytest.approx([0.1, 3 * math.sqrt(0.001 * 0.01 / (1 - 0.999**2)) + 0.1])
+
+
+def test_paper_clip_does_not_freeze_what_had_no_gradient_yet():
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([p], lr=0.1, betas=(0.0, 0.999))
+    for g in ([1.0, 0.0], [1.0, 7.0]):
+        p.grad = torch.tensor(g)
+        optim.clip_to_sigmas(optimizer, "paper")
+        optimizer.step()
+    assert p.grad[1].item() == 7.0
+
+
+def test_warm_up_is_linear():
+    assert [optim.warmed_up(1e-3, s, 4) for s in (1, 2, 4, 9)] == pytest.approx([2.5e-4, 5e-4, 1e-3, 1e-3])
+    assert optim.warmed_up(1e-3, 1, 0) == 1e-3
+
+
+def test_average_by_hand():
+    """d = min(0.9, (1+n)/(10+n)) = 0.1, 2/11 at the first two updates: 0 -> 0.9·1 = 0.9, then (2/11)·0.9 + (9/11)·2."""
+    net = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(0.0)
+    averages = ema.start(net)
+    for n, value in enumerate((1.0, 2.0)):
+        with torch.no_grad():
+            net.weight.fill_(value)
+        ema.update(averages, net, 0.9, n)
+    assert averages["weight"].item() == pytest.approx(2 / 11 * 0.9 + 9 / 11 * 2)
+
+
+def test_c10_averaged_network_has_spectral_norm_one():
+    """Averages of weights that turn: the averaged network's own norm is 1, its vectors have unit length, the net is untouched."""
+    state, x = fresh(replace(TINY, lr=0.05))
+    loader = Loader(x, 8)
+    for _ in range(30):
+        train_step(state, loader, Guard(1e9))
+    before = {k: v.clone() for k, v in state.net.state_dict().items()}
+    averaged = ema.network(state.averages, state.net)
+    for layer in averaged.modules():
+        if isinstance(layer, SpectralConv2d) and not layer.zero:
+            assert torch.linalg.svdvals(layer.normalised().flatten(1))[0].item() == pytest.approx(1, abs=0.01)
+            assert layer.u.norm().item() == pytest.approx(1, abs=1e-5) and layer.v.norm().item() == pytest.approx(1, abs=1e-5)
+    assert all(torch.equal(v, before[k]) for k, v in state.net.state_dict().items())
+
+
+def test_c10_at_learning_rate_zero_the_average_is_the_network():
+    state, x = fresh(replace(TINY, lr=0.0))
+    loader, z = Loader(x, 8), torch.rand(3, 1, 8, 8)
+    for _ in range(40):
+        train_step(state, loader, Guard(1e9))
+    y = torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        assert torch.allclose(ema.network(state.averages, state.net)(z, y), state.net(z, y), atol=1e-5)
+
+
+# One step of Algorithm 1
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_builds_and_takes_a_step(name):
+    """Made small, but with all its choices: finite numbers, weights moved, chains stored with their labels."""
+    preset = replace(presets.named(name), width=4, batch=4, chain_steps=2, buffer_size=8)
+    rng = np.random.default_rng(0)
+    x = Images("noise", rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8), np.arange(9) % 3, ("a", "b", "c"))
+    state = states.start(preset, Shape(3, 32, 32, x.classes if preset.conditional else ()), RUNTIME, {})
+    before = [p.detach().clone() for p in state.net.parameters()]
+    for _ in range(2):
+        metrics = train_step(state, Loader(x, 4), Guard(1e9))
+    assert all(math.isfinite(v) for v in metrics.values())
+    assert sum(not torch.equal(a, b) for a, b in zip(before, state.net.parameters(), strict=True)) > len(before) // 2
+    assert state.step == 2 and state.seen == 8 and len(state.buffer) >= 4
+
+
+@pytest.mark.parametrize("through", ["last", "all"])
+def test_l_kl_reaches_the_weights(through):
+    """With L_KL the update differs from the one without, by the chain's gradient alone (same draws, same chains)."""
+    plain, x = fresh(replace(TINY, sigma_clip="none"))
+    with_kl, _ = fresh(replace(TINY, sigma_clip="none", kl=through))
+    for state in (plain, with_kl):
+        train_step(state, Loader(x, 8), Guard(1e9))
+    assert torch.equal(plain.buffer.x, with_kl.buffer.x)
+    assert any(not torch.equal(a, b) for a, b in zip(plain.net.parameters(), with_kl.net.parameters(), strict=True))
+
+
+def test_interrupted_step_leaves_everything_as_it_was():
+    from igebm.training.loop import Stopped
+
+    state, x = fresh()
+    train_step(state, Loader(x, 8), Guard(1e9))
+    before = {k: v.clone() for k, v in state.net.state_dict().items()}
+    stored = state.buffer.x.clone()
+    with pytest.raises(Stopped):
+        train_step(state, Loader(x, 8), Guard(1e9), stop=lambda: True)
+    assert state.step == 1 and torch.equal(stored, state.buffer.x)
+    assert all(torch.equal(v, before[k]) for k, v in state.net.state_dict().items())
+
+
+def test_chain_steps_are_raised_while_samples_stay_above():
+    """Paper, 8.7: by 10 each time, up to the maximum, and only while the gap is above the bound."""
+    assert guard.raised_steps(20, 45, 0.9, 0.5) == 30
+    assert guard.raised_steps(40, 45, 0.9, 0.5) == 45
+    assert guard.raised_steps(20, 45, 0.4, 0.5) == 20
+
+
+# The guard
+
+
+def good(**changes):
+    return dict(e_pos=0.0, e_neg=0.0, gap=0.0, loss=0.0, gradient=1.0, chain_gradient=1.0) | changes
+
+
+@pytest.mark.parametrize("name", ["e_pos", "e_neg", "loss", "gradient", "chain_gradient"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_guard_stops_on_a_number_that_is_none(name, value):
+    with pytest.raises(Divergence, match=r"diverged at step 7: .*not finite.*lower --lr"):
+        Guard(10.0).check(7, good(**{name: value}))
+
+
+@pytest.mark.parametrize("gap, remedy", [(11.0, "--chain-steps"), (-11.0, "--lr")])
+def test_guard_waits_for_the_gap_to_stay_out_of_bounds(gap, remedy):
+    watch = Guard(10.0)
+    for step in range(PATIENCE - 1):
+        watch.check(step, good(gap=gap))
+    assert not watch.healthy
+    watch.check(PATIENCE, good(gap=9.0))  # back in bounds: the count starts again
+    assert watch.healthy
+    for step in range(PATIENCE - 1):
+        watch.check(step, good(gap=gap))
+    with pytest.raises(Divergence, match=remedy):
+        watch.check(99, good(gap=gap))
+
+
+def poisoned(state, at: int):
+    """Watcher whose question "stop?" plants a nan in the weights at step `at`, once."""
+    done = []
+
+    def stop():
+        if state.step == at and not done:
+            done.append(at)
+            with torch.no_grad():
+                next(state.net.parameters()).fill_(math.nan)
+        return False
+
+    return stop
+
+
+def test_nan_in_the_weights_rolls_back_and_finishes(tmp_path):
+    """Planted at step 4: back to step 4's checkpoint with new random numbers, said and logged, and on to the end."""
+    state, x = fresh()
+    said = []
+    states.save_checkpoint(tmp_path, state, RUNTIME)
+    outcome = train(state, x, tmp_path, RUNTIME, Watcher(said.append, stop=poisoned(state, 4)))
+    assert outcome.step == 6 and state.rollbacks == 1
+    assert any("diverged at step 5" in line and "Going back to step 4" in line for line in said)
+    assert all(torch.isfinite(p).all() for p in state.net.parameters())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "step" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line for line in lines if line.get("event") == "rollback"][0]["back_to"] == 4
+
+
+def test_nan_in_the_weights_stops_when_asked_to(tmp_path):
+    state, x = fresh(replace(TINY, on_divergence="stop"))
+    states.save_checkpoint(tmp_path, state, RUNTIME)
+    with pytest.raises(Fault, match=r"diverged at step 4: .*lower --lr.*last good checkpoint"):
+        train(state, x, tmp_path, RUNTIME, Watcher(stop=poisoned(state, 3)))
+    saved = states.read_checkpoint(tmp_path, print)
+    assert saved["counters"]["step"] == 2 and all(torch.isfinite(t).all() for t in saved["net"].values())
+
+
+def test_a_run_that_always_diverges_gives_up(tmp_path):
+    """A nan planted at step 3 of every try: the fourth is the last."""
+    state, x = fresh()
+
+    def stop():
+        if state.step >= 3:
+            with torch.no_grad():
+                next(state.net.parameters()).fill_(math.nan)
+        return False
+
+    states.save_checkpoint(tmp_path, state, RUNTIME)
+    with pytest.raises(Fault, match=r"diverged at step 4: .*after 3 rollbacks"):
+        train(state, x, tmp_path, RUNTIME, Watcher(stop=stop))
+
+
+# Resuming
+
+
+def contents(folder):
+    """All tensors and counters of a run's checkpoint, and its log without the clock."""
+    saved = states.read_checkpoint(folder, print)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return saved, [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def assert_same(a, b):
+    """Nested checkpoints equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for u, v in zip(a, b, strict=True):
+            assert_same(u, v)
+    else:
+        assert a == b
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    x = images()
+    path = tmp_path / "set.npz"
+    np.savez(path, train_x=x.x, train_y=x.y, classes=np.array(x.classes))
+    return path
+
+
+VARIANTS = {"paper": {}, "everything": dict(flip=True, crop=1, dropout=0.3, kl="last", restart=0.3), "ring": dict(buffer_policy="ring")}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_c04_resumed_is_uninterrupted_bit_for_bit(options, dataset, tmp_path, capsys):
+    """25 images in batches of 4. A: 20 steps. B: 9, then to 20 (in mid-epoch). C: 18 + 2. D: four pieces. All equal, log too."""
+    p = replace(TINY, data=str(dataset), batch=4, save_every=5, **options)
+    for name, pieces in {"A": [20], "B": [9, 20], "C": [18, 20], "D": [3, 7, 12, 20]}.items():
+        new("tiny", replace(p, steps=pieces[0]), CPU, tmp_path / name)
+        for total in pieces[1:]:
+            resume(tmp_path / name, lambda had, total=total: replace(had, steps=total), CPU)
+    straight, log = contents(tmp_path / "A")
+    assert [line["step"] for line in log] == list(range(1, 21))
+    for name in "BCD":
+        saved, its_log = contents(tmp_path / name)
+        assert_same(straight, saved)
+        assert log == its_log
+
+
+def test_c16_saving_again_and_looking_change_nothing(dataset, tmp_path):
+    """Raw weights, averages and their count, moments, buffer and step survive a save, a load and an evaluation in between."""
+    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    before = states.read_checkpoint(tmp_path / "run", print)
+    preset = presets.from_dict(before["settings"])
+    state = states.start(preset, Shape(*before["shape"], classes=tuple(before["classes"])), RUNTIME, before["facts"])
+    states.restore(state, before, tmp_path)
+    states.averaged_model(state, RUNTIME).sample(4, steps=2)
+    states.save_checkpoint(tmp_path / "run", state, RUNTIME)
+    after = states.read_checkpoint(tmp_path / "run", print)
+    assert_same(before, after)
+    assert any(not torch.equal(after["averages"][k], after["net"][k]) for k in after["averages"])
+    assert after["counters"]["step"] == 6
+
+
+def test_c32_resume_with_other_settings(dataset, tmp_path, capsys):
+    p = replace(TINY, data=str(dataset), batch=4, warmup=20)
+    new("tiny", p, CPU, tmp_path / "run")
+    outcome, _ = resume(tmp_path / "run", lambda had: replace(had, batch=8, steps=10), CPU)
+    assert "changed on resuming: --batch 4 -> 8" in capsys.readouterr().err
+    saved, log = contents(tmp_path / "run")
+    assert outcome.step == 10 and saved["counters"]["seen"] == 6 * 4 + 4 * 8
+    assert log[-1]["lr"] == pytest.approx(p.lr * 10 / 20)  # as in a straight run
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    assert resume(tmp_path / "run", lambda had: replace(had, steps=5), CPU)[0].step == 10
+    assert "already at step 10" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    for change, named in ((dict(image_size=16), "--image-size 0 -> 16"), (dict(width=8), "--width 4 -> 8")):
+        with pytest.raises(InputError, match=named):
+            resume(tmp_path / "run", lambda had, change=change: replace(had, steps=20, **change), CPU)
+
+
+def test_c32_other_data_are_named(dataset, tmp_path, capsys):
+    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    x = images(seed=1)
+    np.savez(dataset, train_x=x.x, train_y=x.y, classes=np.array(x.classes))
+    resume(tmp_path / "run", lambda had: replace(had, steps=7), CPU)
+    assert "the data are not those that" in capsys.readouterr().err
+    x = images(size=9)
+    np.savez(dataset, train_x=x.x, train_y=x.y, classes=np.array(x.classes))
+    with pytest.raises(InputError, match="was trained on images"):
+        resume(tmp_path / "run", lambda had: replace(had, steps=8), CPU)
+
+
+def test_c25_fewer_images_than_a_batch_train_with_repeats(tmp_path, capsys):
+    x = images(3)
+    np.savez(tmp_path / "three.npz", train_x=x.x, train_y=x.y, classes=np.array(x.classes))
+    outcome, _ = new("tiny", replace(TINY, data=str(tmp_path / "three.npz")), CPU, tmp_path / "run")
+    assert outcome.step == 6 and "3 images, fewer than the batch of 8" in capsys.readouterr().err
+
+
+def test_init_from_takes_weights_alone(dataset, tmp_path):
+    p = replace(TINY, data=str(dataset))
+    new("tiny", p, CPU, tmp_path / "a")
+    new("tiny", replace(p, steps=0), CPU, tmp_path / "b", init_from=str(tmp_path / "a"))
+    a, b = (states.read_checkpoint(tmp_path / n, print) for n in "ab")
+    assert_same(a["averages"], {k: v for k, v in b["net"].items() if k in a["averages"]})
+    assert not b["optimizer"]["state"] and len(b["buffer"]["x"]) == 0 and b["counters"]["step"] == 0
+    with pytest.raises(InputError, match="of another network|this network's is"):
+        new("tiny", replace(p, width=8), CPU, tmp_path / "c", init_from=str(tmp_path / "a"))

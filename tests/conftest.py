@@ -1,4 +1,5 @@
-"""Options and fixtures of all tests: --slow runs the slow ones; gpu ones run where there is a GPU; a seeded generator."""
+"""Options and fixtures of all tests: --slow runs the slow ones; gpu ones run where there is a GPU; a seeded
+generator."""
 
 import os
 from pathlib import Path
@@ -33,7 +34,8 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory) -> Path:
-    """A data folder with the real CIFAR-10: IGEBM_DATA, or unpacked from ../shared; the test is skipped without either."""
+    """A data folder with the real CIFAR-10: IGEBM_DATA, or unpacked from ../shared; the test is skipped without
+    either."""
     given = os.environ.get("IGEBM_DATA")
     if given and (Path(given) / "cifar10.npz").exists():
         return Path(given)

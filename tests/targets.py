@@ -34,7 +34,8 @@ GUMBEL = Known(lambda x: (x.exp() - x).sum(1), -EULER_GAMMA, math.pi**2 / 6)
 
 
 def five_sigma(draws: Tensor, truth: float) -> None:
-    """The mean of draws (chains, n) within 5 standard errors, which count effective draws only; first, there must be enough."""
+    """The mean of draws (chains, n) within 5 standard errors, which count effective draws only; first, there must be
+    enough."""
     from igebm.diagnostics import ess, r_hat
 
     n = ess(draws)

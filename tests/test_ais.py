@@ -44,7 +44,8 @@ def test_more_rungs_tighten_the_bracket(generator):
     for rungs in (3, 100):
         b = log_partition_bracket(
             gaussian(P0), gaussian_log_z(P0), exact(P0, 500, generator), gaussian(P1), exact(P1, 500, generator),
-            torch.linspace(0, 1, rungs).tolist(), lambda beta: hmc(0.5 / (1 + 29 * beta) ** 0.5, 3), generator=generator,
+            torch.linspace(0, 1, rungs).tolist(), lambda beta: hmc(0.5 / (1 + 29 * beta) ** 0.5, 3),
+            generator=generator,
         )  # fmt: skip
         gaps.append(b.upper - b.lower)
         assert b.lower < gaussian_log_z(P1) + 0.05 and b.upper > gaussian_log_z(P1) - 0.05

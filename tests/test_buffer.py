@@ -61,7 +61,8 @@ def test_the_share_of_restarts(generator):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1), st.integers(0, 2**20), st.integers(1, 12))
 def test_slots_are_distinct_and_never_lost(capacity, n, restart, seed, rounds):
-    """Whatever the sizes: slots differ within a draw, lie in the buffer, and a continued chain's slot is the one it came from."""
+    """Whatever the sizes: slots differ within a draw, lie in the buffer, and a continued chain's slot is the one it
+    came from."""
     n = min(n, capacity)
     g = torch.Generator().manual_seed(seed)
     buffer = Buffer(capacity, (1,), LABELS, dtype=torch.float32)
@@ -85,7 +86,8 @@ def test_c25_a_batch_larger_than_the_buffer_is_refused(generator):
 
 
 def test_unbiased_rounding(generator):
-    """One round trip moves no value by more than 1/255; after 50 the mean of any, ends included, is what it was (5 sigma)."""
+    """One round trip moves no value by more than 1/255; after 50 the mean of any, ends included, is what it was (5
+    sigma)."""
     values = torch.tensor([0.0, 0.001, 0.3, 0.5, 0.9985, 1.0])
     x = values.reshape(-1, 1).expand(-1, 20_000).contiguous()
     buffer = Buffer(6, (20_000,))
@@ -100,7 +102,8 @@ def test_unbiased_rounding(generator):
 
 
 def test_release_rounding_darkens(generator):
-    """floor(255 x) read as (u + U) / 256 loses x/256 + ... each visit: 0.5 falls to 0.4625 in 20 trips (as the released code does)."""
+    """floor(255 x) read as (u + U) / 256 loses x/256 + ... each visit: 0.5 falls to 0.4625 in 20 trips (as the
+    released code does)."""
     x = torch.full((1, 50_000), 0.5)
     buffer = Buffer(1, (50_000,), policy="ring", rounding="release")
     for _ in range(20):

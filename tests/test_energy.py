@@ -122,7 +122,11 @@ def test_kl_through_one_step_in_closed_form():
     """E = θ x²/2, x⁻ = x - η θ x (no noise): d/dθ of θ̄ (x⁻)²/2 is -η θ̄ x² (1 - η θ), and θ̄ itself gets nothing."""
     from igebm.samplers import langevin, run
 
-    theta, eta, x = torch.tensor(0.8, dtype=torch.float64, requires_grad=True), 0.3, torch.tensor([[2.0]], dtype=torch.float64)
+    theta, eta, x = (
+        torch.tensor(0.8, dtype=torch.float64, requires_grad=True),
+        0.3,
+        torch.tensor([[2.0]], dtype=torch.float64),
+    )
     E = lambda x: theta * x.square().sum(1) / 2
     frozen = theta.detach()
     end, _ = run(langevin(eta, 0.0), E, x, 1, differentiate="last")

@@ -1,4 +1,5 @@
-"""Networks: spectral norm by SVD, the folded twin equal to the network, conditioning, and Figures 14a-c as the paper counts them."""
+"""Networks: spectral norm by SVD, the folded twin equal to the network, conditioning, and Figures 14a-c as the paper
+counts them."""
 
 import copy
 
@@ -164,7 +165,8 @@ def test_frozen_energy_gives_the_weights_nothing():
 
 
 def test_bfloat16_twin_is_close():
-    """Only the network runs in bfloat16; energies and states are float32. Half a percent in energies, the same direction."""
+    """Only the network runs in bfloat16; energies and states are float32. Half a percent in energies, the same
+    direction."""
     n, x = net().float(), torch.rand(4, 3, 16, 16)
     e, g = energy_and_grad(given(n, Y), x)
     e2, g2 = energy_and_grad(Twin(n, torch.bfloat16).given(Y), x)
@@ -225,7 +227,8 @@ def test_zero_start_block_is_its_skip():
 
 
 def convolutions(blocks, width, channels=3):
-    """Weights of the convolutions of a figure, from the figure: stem, two 3x3 a block, 1x1 skips where the width changes."""
+    """Weights of the convolutions of a figure, from the figure: stem, two 3x3 a block, 1x1 skips where the width
+    changes."""
     total, c = channels * width * 9, width
     for multiple, _ in parse_blocks(blocks):
         o = width * multiple
@@ -245,7 +248,9 @@ def test_figure_parameter_counts(name):
 def test_released_large_net_has_18_6_million_weights():
     """released code, counted by its readers: 18.6 M (3x3 skips)"""
     n = build_net(presets.named("cifar10-uncond-release"), Shape(3, 32, 32))
-    assert sum(m.weight.numel() for m in n.modules() if isinstance(m, SpectralConv2d)) == pytest.approx(18.6e6, rel=0.005)
+    assert sum(m.weight.numel() for m in n.modules() if isinstance(m, SpectralConv2d)) == pytest.approx(
+        18.6e6, rel=0.005
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])

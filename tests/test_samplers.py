@@ -101,7 +101,8 @@ def test_langevin_finite_step_covariance(generator):
 
 
 def test_c13_noise_is_not_multiplied_by_the_step(generator):
-    """(a) tied x - (a/2) ∇E + √a ω on x²/2, a = 0.1: variance 1 / (1 - a/4). (b) untied, step 0.1, σ 0.005: σ² / (2η - η²)."""
+    """(a) tied x - (a/2) ∇E + √a ω on x²/2, a = 0.1: variance 1 / (1 - a/4). (b) untied, step 0.1, σ 0.005: σ² / (2η
+    - η²)."""
     E = lambda x: 0.5 * x.square().sum(1)
     x = torch.randn(20_000, 1, dtype=torch.float64, generator=generator)
     tied, _ = run(langevin(0.05, math.sqrt(0.1)), E, x, 400, generator)
@@ -111,7 +112,8 @@ def test_c13_noise_is_not_multiplied_by_the_step(generator):
 
 
 def test_langevin_step_by_hand():
-    """x = 2, E = x²/2, η = 0.5, clip 1, no noise: 2 - 0.5·1 = 1.5; box [0, 1] clamps to 1. The info's gradient is unclipped."""
+    """x = 2, E = x²/2, η = 0.5, clip 1, no noise: 2 - 0.5·1 = 1.5; box [0, 1] clamps to 1. The info's gradient is
+    unclipped."""
     E = lambda x: 0.5 * x.square().sum(1)
     x = torch.tensor([[2.0], [-0.4]])
     state, info = run(langevin(0.5, 0.0, clip=1.0), E, x, 1)
@@ -161,7 +163,8 @@ def test_acceptance_goes_to_one_with_the_step(make, generator):
 
 
 def test_mala_and_one_leapfrog_step_are_the_same():
-    """HMC with one leapfrog step of size ε is MALA with η = ε²/2: same noise, same path, same acceptance (Neal, 5.5.2)."""
+    """HMC with one leapfrog step of size ε is MALA with η = ε²/2: same noise, same path, same acceptance (Neal,
+    5.5.2)."""
     x = torch.randn(50, 2, dtype=torch.float64)
     a, ia = run(mala(0.5 * 0.4**2), gaussian(), x, 20, torch.Generator().manual_seed(1))
     b, ib = run(hmc(0.4, 1), gaussian(), x, 20, torch.Generator().manual_seed(1))
@@ -169,7 +172,8 @@ def test_mala_and_one_leapfrog_step_are_the_same():
 
 
 def test_c19_leapfrog_by_hand_and_back():
-    """E = x²/2 from x = 1, p = 0 with ε = 0.1: x = 0.995, p = -0.09975, ΔH = -1.247e-5. Reversed after 20 steps: home again."""
+    """E = x²/2 from x = 1, p = 0 with ε = 0.1: x = 0.995, p = -0.09975, ΔH = -1.247e-5. Reversed after 20 steps:
+    home again."""
     E = lambda x: 0.5 * x.square().sum(1)
     start, p = point(E, State(torch.tensor([[1.0]], dtype=torch.float64))), torch.zeros(1, 1, dtype=torch.float64)
     end, q = leapfrog(E, start, p, 0.1, 1)
@@ -208,7 +212,9 @@ def test_c19_not_a_number_is_rejected_and_counted(kernel, generator):
     E = lambda x: torch.where(x.abs() < 3, 0.5 * x.square(), torch.nan)[:, 0]
     seen = []
     x = torch.zeros(2000, 1, dtype=torch.float64)
-    state, _ = run(kernel, E, x, 100, generator, lambda k, s, info: seen.append((s.x.abs().max(), info.divergent.sum())))
+    state, _ = run(
+        kernel, E, x, 100, generator, lambda k, s, info: seen.append((s.x.abs().max(), info.divergent.sum()))
+    )
     assert all(top < 3 for top, _ in seen)
     assert sum(int(n) for _, n in seen) > 0
 
@@ -217,7 +223,8 @@ def test_c19_not_a_number_is_rejected_and_counted(kernel, generator):
 
 
 def test_mppi_by_hand():
-    """One update on E = x²: the softmax-weighted mean of the candidates, worked out with numpy's arithmetic from the same noise."""
+    """One update on E = x²: the softmax-weighted mean of the candidates, worked out with numpy's arithmetic from the
+    same noise."""
     x, g = torch.tensor([[1.0], [-2.0]]), torch.Generator().manual_seed(4)
     omega = torch.randn(2, 3, 1, generator=torch.Generator().manual_seed(4))
     state, _ = run(mppi(3, 0.5), lambda x: x.square().sum(1), x, 1, g)
@@ -250,7 +257,9 @@ def test_mppi_drift_on_a_slope(generator):
 def test_masked_chain_samples_the_conditional(kernel, generator):
     """Of the correlated Gaussian given x₂ = 1: mean -P₁₂/P₁₁, variance 1/P₁₁."""
     known = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(400, 2).contiguous()
-    draws = traced(masked(kernel, torch.tensor([True, False]), known), gaussian(), known, 400, generator, burn=50)[..., 0]
+    draws = traced(masked(kernel, torch.tensor([True, False]), known), gaussian(), known, 400, generator, burn=50)[
+        ..., 0
+    ]
     five_sigma(draws, -0.3)
     five_sigma((draws + 0.3) ** 2, 0.5)
 
@@ -302,7 +311,9 @@ def test_recomputation_leaves_the_generator_where_the_chain_left_it():
     states = []
     for recompute in (1, 4):
         g = torch.Generator().manual_seed(1)
-        end, _ = run(langevin(0.1, 0.2), E, torch.ones(2, 1, dtype=torch.float64), 8, g, differentiate="all", recompute=recompute)
+        end, _ = run(
+            langevin(0.1, 0.2), E, torch.ones(2, 1, dtype=torch.float64), 8, g, differentiate="all", recompute=recompute
+        )
         after_forward = torch.rand(1, generator=g.clone_state())
         torch.autograd.grad(end.x.sum(), theta)
         assert torch.equal(after_forward, torch.rand(1, generator=g.clone_state()))
@@ -324,7 +335,15 @@ def test_recomputation_keeps_fewer_tensors():
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             E = lambda x: (theta * x.pow(4)).sum(1)
-            run(langevin(0.01, 0.1), E, torch.ones(1000, 1), 64, torch.Generator(), differentiate="all", recompute=recompute)
+            run(
+                langevin(0.01, 0.1),
+                E,
+                torch.ones(1000, 1),
+                64,
+                torch.Generator(),
+                differentiate="all",
+                recompute=recompute,
+            )
         return count
 
     assert segment_length(64) == 8

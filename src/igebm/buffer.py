@@ -9,7 +9,8 @@ from .errors import InputError
 
 
 class Draw(NamedTuple):
-    """Starts of the next chains: x (n, *shape), labels y, the slots to write them back to, and which of them are fresh."""
+    """Starts of the next chains: x (n, *shape), labels y, the slots to write them back to, and which of them are
+    fresh."""
 
     x: Tensor
     y: Tensor | None
@@ -20,11 +21,14 @@ class Draw(NamedTuple):
 class Buffer:
     """`capacity` samples of one `shape` in one preallocated tensor: uint8 for images in [0, 1], or any float dtype.
 
-    Empty at the start; fresh chains take new slots until it is full, so that a short run visits each of its chains often
-    and a long one has the paper's many. `labels` gives the labels' dtype and shape as an empty tensor (0,) or (0, d), or None.
+    Empty at the start; fresh chains take new slots until it is full, so that a short run visits each of its chains
+    often
+    and a long one has the paper's many. `labels` gives the labels' dtype and shape as an empty tensor (0,) or (0,
+    d), or None.
 
     policy "slots": drawn without replacement and written back to the drawn slots. "ring" (released code): drawn with
-    replacement, first in, first out. rounding "unbiased": x 255 rounded at random, so that E[stored] = x, ends included.
+    replacement, first in, first out. rounding "unbiased": x 255 rounded at random, so that E[stored] = x, ends
+    included.
     "release": floor(255 x), read as (u + U(0, 1)) / 256, which darkens by 0.4 % a visit; for comparison only.
     """
 
@@ -41,7 +45,9 @@ class Buffer:
         if capacity < 1:
             raise InputError(f"a buffer holds at least one sample, got a capacity of {capacity}")
         self.x = torch.zeros((capacity, *shape), dtype=dtype, device=device)
-        self.y = None if labels is None else torch.zeros((capacity, *labels.shape[1:]), dtype=labels.dtype, device=device)
+        self.y = (
+            None if labels is None else torch.zeros((capacity, *labels.shape[1:]), dtype=labels.dtype, device=device)
+        )
         self.size, self.cursor = 0, 0
         self.policy, self.rounding = policy, rounding
 
@@ -76,14 +82,17 @@ class Buffer:
         else:
             kept, slots, fresh = self._slots(n, fresh, host)
         here = fresh.to(x_fresh.device)
-        x = torch.where(_over(here, x_fresh), x_fresh, self._decode(self.x[kept.to(self.x.device)], x_fresh.dtype, device))
+        x = torch.where(
+            _over(here, x_fresh), x_fresh, self._decode(self.x[kept.to(self.x.device)], x_fresh.dtype, device)
+        )
         y = y_fresh
         if self.y is not None and y_fresh is not None:
             y = torch.where(_over(here, y_fresh), y_fresh, self.y[kept.to(self.y.device)])
         return Draw(x, y, slots, here)
 
     def _slots(self, n: int, fresh: Tensor, host: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Distinct slots to read and to write: the same ones for continued chains; empty ones first for fresh chains."""
+        """Distinct slots to read and to write: the same ones for continued chains; empty ones first for fresh
+        chains."""
         order = torch.randperm(self.size, generator=host)
         old = (~fresh).nonzero()[:, 0]
         fresh = fresh.clone()
@@ -105,7 +114,8 @@ class Buffer:
         self.cursor = (int(slots[-1]) + 1) % self.capacity if self.policy == "ring" else 0
 
     def read(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        """n stored samples in [0, 1] (or as stored) with their labels, without replacement, for looking at; fewer if it holds fewer."""
+        """n stored samples in [0, 1] (or as stored) with their labels, without replacement, for looking at; fewer if
+        it holds fewer."""
         slots = torch.randperm(self.size, generator=generator)[:n].to(self.x.device)
         x = self.x[slots]
         return (x / 255.0 if x.dtype == torch.uint8 else x), (None if self.y is None else self.y[slots])
@@ -145,7 +155,10 @@ class Buffer:
             ("labels", y is not None, self.y is not None),
         ):
             if got != want:
-                raise InputError(f"the saved buffer's {what} is {got}, this run's is {want}; resume with the settings it was made with")
+                raise InputError(
+                    f"the saved buffer's {what} is {got}, this run's is {want}; resume with the settings it was "
+                    f"made with"
+                )
         self.size, self.cursor = len(x), saved["cursor"]
         self.x[: self.size] = x.to(self.x.device)
         if self.y is not None:

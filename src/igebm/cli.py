@@ -26,7 +26,8 @@ from .presets import Machine, Preset
 class Train:
     """Train an energy-based model; with no arguments, on handwritten digits in about two minutes.
 
-    Leaves in its folder: preset.json, metrics.jsonl, samples/*.png, checkpoint.pt (for --resume), snapshots/*.safetensors and
+    Leaves in its folder: preset.json, metrics.jsonl, samples/*.png, checkpoint.pt (for --resume),
+    snapshots/*.safetensors and
     model.safetensors (the averaged weights, for use).
     """
 
@@ -88,7 +89,8 @@ class EnergyOf:
     split: Literal["test", "train"] | None = None
     """default: test where there is one, otherwise train"""
     at: Literal["auto", "label", "min"] = "auto"
-    """a conditional model's energy at each image's label, or the minimum over labels; auto: at the label where classes match"""
+    """a conditional model's energy at each image's label, or the minimum over labels; auto: at the label where
+    classes match"""
     batch: int = 256
     data_dir: Path | None = None
     """where named data sets are kept"""
@@ -146,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
     except BrokenPipeError:
-        # Whoever read our output has stopped reading: nothing is wrong. Python must not flush to the closed pipe at exit.
+        # Whoever read our output has stopped reading: nothing is wrong. Python must not flush to the closed pipe at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (MemoryError, OSError) as error:
@@ -198,7 +201,9 @@ def _parse_train(args: list[str], settings: Preset) -> Train:
 def _resume(asked: Train, args: list[str]) -> int:
     given = [name for name, value in (("--out", asked.out), ("--init-from", asked.init_from)) if value is not None]
     if given or asked.dry_run:
-        raise InputError(f"{', '.join(given) or '--dry-run'} does not go with --resume, which goes on in the folder it names")
+        raise InputError(
+            f"{', '.join(given) or '--dry-run'} does not go with --resume, which goes on in the folder it names"
+        )
     if asked.preset != presets.DEFAULT:
         raise InputError(f"--resume takes its settings from {asked.resume}; leave out {asked.preset!r}")
     from .training.run import resume
@@ -214,7 +219,10 @@ def _ended(outcome: Any, folder: Path) -> int:
     if outcome.reason == "interrupted":
         say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
         return 130
-    say(f"step {outcome.step} after {clock(outcome.seconds)}; pictures in {folder / 'samples'}; next: igebm sample {folder}")
+    say(
+        f"step {outcome.step} after {clock(outcome.seconds)}; pictures in {folder / 'samples'}; next: igebm "
+        f"sample {folder}"
+    )
     print(folder)
     return 0
 
@@ -258,12 +266,22 @@ def energy(args: list[str]) -> int:
 def list_presets(args: list[str]) -> int:
     asked = parse(Presets, "presets", args)
     if asked.json:
-        every = {n: {"source": e.source, "note": e.note, "settings": presets.to_dict(e.preset)} for n, e in presets.PRESETS.items()}
+        every = {
+            n: {"source": e.source, "note": e.note, "settings": presets.to_dict(e.preset)}
+            for n, e in presets.PRESETS.items()
+        }
         print(json.dumps(every, indent=2))
         return 0
     from .terminal import table
 
-    print(table([{"preset": n, "data": e.preset.data, "reproduces": e.source, "note": e.note} for n, e in presets.PRESETS.items()]))
+    print(
+        table(
+            [
+                {"preset": n, "data": e.preset.data, "reproduces": e.source, "note": e.note}
+                for n, e in presets.PRESETS.items()
+            ]
+        )
+    )
     return 0
 
 
@@ -333,12 +351,19 @@ def parse(kind: type, command: str, args: list[str], default: Any = None) -> Any
 
 def one_line(panel: str) -> str:
     """What tyro says in a box, as one line: the first part of it, and the options that may have been meant."""
+    # With boxes: a title in the frame, rules between the parts. Without (no UTF-8): the title is a part of its own.
     lines = [line.strip("│ ") for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
-    parts = [part.split("\n") for part in re.split(r"\n─+\n", "\n".join(lines))]
+    parts = [part.split("\n") for part in re.split(r"\n[─-]{5,}\n", "\n".join(lines))]
+    parts = parts if "╭" in panel else parts[1:]
     said = " ".join(parts[0]).replace(" .", "").removeprefix("Error parsing settings: ").strip()
     if re.search(r"float: '-?\d*,\d+'", said):
         said += " (write decimals with a dot)"
-    meant = [option for part in parts[1:] if part[0].startswith("Perhaps") for option in re.findall(r"--[a-z0-9-]+", " ".join(part))]
+    meant = [
+        option
+        for part in parts[1:]
+        if part[0].startswith("Perhaps")
+        for option in re.findall(r"--[a-z0-9-]+", " ".join(part))
+    ]
     return said + (f"; did you mean {' or '.join(dict.fromkeys(meant[:3]))}?" if meant else "")
 
 

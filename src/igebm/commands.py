@@ -85,7 +85,9 @@ def starts(asked, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
     if wanted is not None and y is not None:
         x, y = x[y == wanted], y[y == wanted]
     if len(x) == 0:
-        raise InputError(f"there is nothing to start from in the {asked.init} for label {asked.label}; use --init noise")
+        raise InputError(
+            f"there is nothing to start from in the {asked.init} for label {asked.label}; use --init noise"
+        )
     if len(x) < asked.n:
         terminal.say(f"the {asked.init} holds {len(x)} such images, fewer than the {asked.n} asked for")
     x, y = x[: asked.n], None if y is None else y[: asked.n]
@@ -97,7 +99,9 @@ def starts(asked, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
 def from_buffer(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """The images and labels in a run's replay buffer."""
     if not folder.is_dir():
-        raise InputError(f"--init buffer needs a run folder with its checkpoint, got the file {folder}; use --init noise")
+        raise InputError(
+            f"--init buffer needs a run folder with its checkpoint, got the file {folder}; use --init noise"
+        )
     saved = read_checkpoint(folder, terminal.say)["buffer"]
     return saved["x"].permute(0, 2, 3, 1).numpy(), None if saved["y"] is None else saved["y"].numpy()
 
@@ -132,7 +136,11 @@ def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:
     """The labels to take energies at; None for the minimum over all, or an unconditional model."""
     labelled = m.conditional and images.y is not None and matches(images, m) and bool((images.y >= 0).all())
     if at == "label" and not labelled:
-        why = "is unconditional" if not m.conditional else f"knows the classes {', '.join(m.shape.classes[:5])}, ..., the data do not"
+        why = (
+            "is unconditional"
+            if not m.conditional
+            else f"knows the classes {', '.join(m.shape.classes[:5])}, ..., the data do not"
+        )
         raise InputError(f"--at label: {m.name} {why}; use --at min")
     return images.y if labelled and at != "min" else None
 
@@ -186,13 +194,13 @@ def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
 def open_model(where: str, machine: Machine) -> Model:
     """A MODEL argument as a Model on the machine's device, in its sampling dtype."""
     model.find(where)  # a wrong name is said before the machine is looked at
-    runtime = probe(machine.device, machine.dtype, machine.compile if machine.compile != "auto" else "off", machine.threads)
+    runtime = probe(
+        machine.device, machine.dtype, machine.compile if machine.compile != "auto" else "off", machine.threads
+    )
     return model.load(where, runtime.device, runtime.dtype, runtime.compiled)
 
 
-def load_split(
-    spec: str, split: str | None, m: Model, data_dir: Path | None, skip_bad: bool = False
-) -> Images:
+def load_split(spec: str, split: str | None, m: Model, data_dir: Path | None, skip_bad: bool = False) -> Images:
     """A data set in the model's image size and channels; without a split named, the test split where there is one."""
     options: dict[str, Any] = dict(data_dir=data_dir, channels=m.shape.channels, skip_bad=skip_bad, say=terminal.say)
     if m.shape.height == m.shape.width:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 def energy_gap(e_pos: Float[Tensor, "b"], e_neg: Float[Tensor, "n"]) -> float:
-    """⟨E(x⁻)⟩ - ⟨E(x⁺)⟩. Near 0: samples and data look alike to E. Far above: chains do not keep up (more steps). Far below:
+    """⟨E(x⁻)⟩ - ⟨E(x⁺)⟩. Near 0: samples and data look alike to E. Far above: chains do not keep up (more steps).
+    Far below:
     chains have found places that E likes better than the data."""
     return (e_neg.mean() - e_pos.mean()).item()
 
@@ -45,17 +46,19 @@ def noise_at(step_size: float, temperature: float = 1.0) -> float:
 
 
 def ess(draws: Float[Tensor, "chains draws"]) -> float:
-    """Effective sample size (bulk, rank-normalised: Vehtari et al., arXiv:1903.08008) of one scalar over chains, by arviz."""
-    from arviz_stats.base import array_stats
+    """Effective sample size (bulk, rank-normalised: Vehtari et al., arXiv:1903.08008) of one scalar over chains, by
+    arviz."""
+    from arviz_stats.base.array import array_stats
 
-    return float(array_stats.ess(_array(draws)))
+    return float(np.asarray(array_stats.ess(_array(draws))).item())
 
 
 def r_hat(draws: Float[Tensor, "chains draws"]) -> float:
-    """Rank-normalised split R-hat (arXiv:1903.08008) of one scalar over chains, by arviz; below 1.01 is good. One chain: nan."""
-    from arviz_stats.base import array_stats
+    """Rank-normalised split R-hat (arXiv:1903.08008) of one scalar over chains, by arviz; below 1.01 is good. One
+    chain: nan."""
+    from arviz_stats.base.array import array_stats
 
-    return float(array_stats.rhat(_array(draws)))
+    return float(np.asarray(array_stats.rhat(_array(draws))).item())
 
 
 def non_finite(x: Tensor) -> int:

@@ -34,7 +34,8 @@ def energy_and_grad(
 
 
 def checked(e: Tensor, x: Tensor) -> Tensor:
-    """`e` itself. Raises InputError where it is not one number for each item of x: the mistake that every new energy makes once."""
+    """`e` itself. Raises InputError where it is not one number for each item of x: the mistake that every new energy
+    makes once."""
     if e.shape != x.shape[:1]:
         raise InputError(f"an energy gives one number for each item, (B,): for x {tuple(x.shape)} got {tuple(e.shape)}")
     return e

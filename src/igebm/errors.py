@@ -12,12 +12,17 @@ class InputError(ValueError):
 
 
 class Fault(RuntimeError):
-    """A fault while running that no other input would have avoided for certain: divergence, a full disk. Exit code 1."""
+    """A fault while running that no other input would have avoided for certain: divergence, a full disk. Exit code
+    1."""
 
 
 def unknown(kind: str, got: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not on a list: names the nearest ones, or all of a short list."""
     known = list(known)
     near = get_close_matches(got.lower(), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"known: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    )
     return InputError(f"unknown {kind} {got!r}; {hint}")

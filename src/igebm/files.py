@@ -13,7 +13,8 @@ from .errors import Fault, InputError
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it becomes `path` when the block ends, and vanishes if the block fails.
+    """A temporary file beside `path` to write to; it becomes `path` when the block ends, and vanishes if the block
+    fails.
 
     The data reach the disk before the name does (fsync, rename, fsync of the folder), so that after a crash `path` is
     either the old file or the new one. Raises Fault, naming the file, where the disk is full or the folder unwritable.
@@ -33,7 +34,9 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise Fault(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
+        raise Fault(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def writable_folder(path: Path) -> Path:
@@ -59,7 +62,8 @@ def writable_folder(path: Path) -> Path:
 
 
 def read_json(path: Path, what: str, check: Callable[[Any], bool] = lambda _: True) -> Any:
-    """The JSON value in `path`. Raises InputError, naming `what` it should be, where it is unreadable or fails `check`."""
+    """The JSON value in `path`. Raises InputError, naming `what` it should be, where it is unreadable or fails
+    `check`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

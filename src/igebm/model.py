@@ -32,7 +32,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a preset leaves to the data: image shape, and the classes of a conditional model (() where there are none)."""
+    """What a preset leaves to the data: image shape, and the classes of a conditional model (() where there are
+    none)."""
 
     channels: int
     height: int
@@ -45,12 +46,14 @@ class Shape:
 
 
 def build_net(preset: Preset, shape: Shape) -> ImageEnergy:
-    """The network of a preset for images of `shape`. Raises InputError where the images are too small for its halvings."""
+    """The network of a preset for images of `shape`. Raises InputError where the images are too small for its
+    halvings."""
     blocks = presets.parse_blocks(preset.blocks)
     least = smallest_image(blocks, preset.stem, preset.scales)
     if min(shape.height, shape.width) < least:
         raise InputError(
-            f"images of {shape.height}x{shape.width} are too small for --blocks {preset.blocks!r}, --stem {preset.stem}, --scales "
+            f"images of {shape.height}x{shape.width} are too small for --blocks {preset.blocks!r}, --stem "
+            f"{preset.stem}, --scales "
             f"{preset.scales}: at least {least}x{least} is needed; use fewer halvings (d) or --image-size"
         )
     return ImageEnergy(
@@ -113,7 +116,8 @@ class Model:
         raise unknown("label", name, self.shape.classes)
 
     def energy(self, images: np.ndarray, labels: np.ndarray | None = None, batch: int = 256) -> np.ndarray:
-        """E of uint8 images (N, H, W, C) at `labels` (N,), or the minimum over all labels where none are given: (N,) float32.
+        """E of uint8 images (N, H, W, C) at `labels` (N,), or the minimum over all labels where none are given: (N,)
+        float32.
 
         Pixels are read at their bin's centre, (u + ½) / 256, so that the answer does not depend on a seed.
         """
@@ -145,8 +149,10 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """n samples by `steps` chain steps (default: the preset's sample_steps): uint8 (n, H, W, C) and labels (n,).
 
-        Chains start from uniform noise, or from `start` (uint8, n images). A conditional model takes one `label` for all,
-        or `labels` (n,) int64, or goes round its classes. `kernel` replaces the preset's. Raises Fault where a chain leaves the numbers.
+        Chains start from uniform noise, or from `start` (uint8, n images). A conditional model takes one `label` for
+        all,
+        or `labels` (n,) int64, or goes round its classes. `kernel` replaces the preset's. Raises Fault where a chain
+        leaves the numbers.
         """
         steps = self.preset.sample_steps if steps is None else steps
         y_all = self._labels(n, label, labels)
@@ -180,7 +186,8 @@ class Model:
         want = (self.shape.height, self.shape.width, self.shape.channels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != want:
             raise InputError(
-                f"{self.name} takes uint8 images of {want[0]}x{want[1]} with {want[2]} channels, got {images.dtype} of shape "
+                f"{self.name} takes uint8 images of {want[0]}x{want[1]} with {want[2]} channels, got "
+                f"{images.dtype} of shape "
                 f"{tuple(images.shape)}"
             )
 
@@ -189,7 +196,8 @@ class Model:
 
 
 def save(path: Path, net: nn.Module, preset: Preset, shape: Shape, step: int, facts: dict[str, Any]) -> None:
-    """One safetensors file with all that `load` needs: weights, settings, image shape, classes, origin and a checksum."""
+    """One safetensors file with all that `load` needs: weights, settings, image shape, classes, origin and a
+    checksum."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in net.state_dict().items()}
     about = {
         "igebm": __version__,
@@ -201,7 +209,7 @@ def save(path: Path, net: nn.Module, preset: Preset, shape: Shape, step: int, fa
         "sha256": digest(tensors),
     }
     with whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"igebm": json.dumps(about, ensure_ascii=False)})
+        save_file(tensors, temporary, metadata={"igebm": json.dumps(about)})
 
 
 def load(
@@ -217,7 +225,9 @@ def load(
     shape = Shape(*about["shape"], classes=tuple(about["classes"]))
     net = build_net(preset, shape)
     fill(net, tensors, path)
-    return Model(net, preset, shape, Path(where).stem, about["step"], about["facts"], torch.device(device), dtype, compiled)
+    return Model(
+        net, preset, shape, Path(where).stem, about["step"], about["facts"], torch.device(device), dtype, compiled
+    )
 
 
 def find(where: str | Path) -> Path:
@@ -261,7 +271,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is not a whole safetensors file ({reason}); other formats, pickles among them, are not opened") from error
+        raise InputError(
+            f"{path} is not a whole safetensors file ({reason}); other formats, pickles among them, are not opened"
+        ) from error
     if "igebm" not in metadata:
         raise InputError(f"{path} was not written by igebm: its metadata has no settings")
     try:
@@ -272,7 +284,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if missing:
         raise InputError(f"{path}: its metadata lacks {_few(missing)}")
     if about["sha256"] != digest(tensors):
-        raise InputError(f"{path} is damaged: its weights do not match their checksum; use another copy or an earlier snapshot")
+        raise InputError(
+            f"{path} is damaged: its weights do not match their checksum; use another copy or an earlier snapshot"
+        )
     return tensors, about
 
 

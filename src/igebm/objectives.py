@@ -18,21 +18,26 @@ def contrastive(e_pos: Float[Tensor, "b"], e_neg: Float[Tensor, "n"]) -> Float[T
 
 
 def log_partition(e_pos: Float[Tensor, "b"], e_neg: Float[Tensor, "n"]) -> Float[Tensor, ""]:
-    """⟨E(x⁺)⟩ + log Σᵢ exp(-E(x⁻ᵢ)) - log n   (eq. 7, with the mean in place of the sum so that equal energies give 0)"""
+    """⟨E(x⁺)⟩ + log Σᵢ exp(-E(x⁻ᵢ)) - log n   (eq. 7, with the mean in place of the sum: equal energies give 0)"""
     return e_pos.mean() + torch.logsumexp(-e_neg, dim=0) - math.log(len(e_neg))
 
 
 def maximum_likelihood(e_pos: Float[Tensor, "b"], e_neg: Float[Tensor, "n"]) -> Float[Tensor, ""]:
     """⟨E(x⁺)⟩ - Σᵢ wᵢ E(x⁻ᵢ),   w = stop_gradient(softmax(-E(x⁻)))   (eq. 8, L_ML: the default)
 
-    Its gradient is eq. 7's. (Algorithm 1 prints softmax(+E), a misprint: it would weight the worst samples most.)
+    Its gradient is eq. 7's. (Algorithm 1 prints softmax(+E), a misprint: it would weight the worst samples most.) The
+    weights make importance sampling of p out of *flat* samples; chains that have converged to p are weighted by p
+    once more,
+    so that at temperature 1 it is p² that comes to match the data. For the exact likelihood gradient take
+    `contrastive`.
     """
     w = torch.softmax(-e_neg.detach(), dim=0)
     return e_pos.mean() - (w * e_neg).sum()
 
 
 def softplus(e_pos: Float[Tensor, "b"], e_neg: Float[Tensor, "b"]) -> Float[Tensor, ""]:
-    """⟨log(1 + exp(E(x⁺ᵢ) - E(x⁻ᵢ)))⟩ over pairs   (the released code's third objective, "most stable" by its own help)"""
+    """⟨log(1 + exp(E(x⁺ᵢ) - E(x⁻ᵢ)))⟩ over pairs   (the released code's third objective, "most stable" by its own
+    help)"""
     return F.softplus(e_pos - e_neg).mean()
 
 

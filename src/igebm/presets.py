@@ -1,4 +1,5 @@
-"""Every setting of a run, and the table of named settings. Plain data: no torch, so that the command line answers at once.
+"""Every setting of a run, and the table of named settings. Plain data: no torch, so that the command line answers at
+once.
 
 The paper is Du & Mordatch, arXiv:1903.08689v1; "released" is what its authors' released code does where the paper says
 otherwise. A preset is a starting point: any field is a flag of `igebm train`.
@@ -34,7 +35,8 @@ class Preset:
     width: int = 128
     """channels of the first stage"""
     blocks: str = "1d 1 2d 2 2d 2"
-    """residual blocks: channels in multiples of the width, d = halve the image. Fig. 14a: 1d 1 2d 2 2d 2; 14b: 1d 1 1 2d 2 2 2d 2 2"""
+    """residual blocks: channels in multiples of the width, d = halve the image. Fig. 14a: 1d 1 2d 2 2d 2; 14b: 1d 1
+    1 2d 2 2 2d 2 2"""
     stem: Literal["3x3", "4x4/2"] = "3x3"
     """first convolution; 4x4/2 halves the image at once, for small machines"""
     activation: Literal["leaky-relu", "swish"] = "leaky-relu"
@@ -74,7 +76,8 @@ class Preset:
     restart: float = 0.05
     """share of chains that start from uniform noise"""
     buffer_policy: Literal["slots", "ring"] = "slots"
-    """slots: drawn without replacement, written back to the drawn slots; ring: with replacement, first in first out (released)"""
+    """slots: drawn without replacement, written back to the drawn slots; ring: with replacement, first in first out
+    (released)"""
     buffer_labels: Literal["stored", "batch"] = "stored"
     """labels of continued chains: their own, or the new batch's (released code)"""
     buffer_rounding: Literal["unbiased", "release"] = "unbiased"
@@ -137,14 +140,16 @@ class Preset:
                 raise InputError(f"{flag(name)} {value!r}: a number is wanted")
             if kind in (int, float) and not math.isfinite(value):
                 raise InputError(f"{flag(name)} {value!r}: a finite number is wanted")
-            low, high = RANGES.get(name, (None, None))
-            if low is not None and not low <= value <= high:
+            low, high = RANGES.get(name, (-math.inf, math.inf))
+            if name in RANGES and not low <= value <= high:
                 raise InputError(f"{flag(name)} {value!r}: choose between {low:g} and {high:g}")
         parse_blocks(self.blocks)
         if self.channels not in (0, 1, 3):
             raise InputError(f"--channels {self.channels}: choose 1 or 3 (0: as the data are)")
         if self.buffer_size < self.batch:
-            raise InputError(f"--buffer-size {self.buffer_size} is smaller than --batch {self.batch}; give at least {self.batch}")
+            raise InputError(
+                f"--buffer-size {self.buffer_size} is smaller than --batch {self.batch}; give at least {self.batch}"
+            )
         if self.max_chain_steps and self.max_chain_steps < self.chain_steps:
             raise InputError(f"--max-chain-steps {self.max_chain_steps} is below --chain-steps {self.chain_steps}")
 
@@ -201,10 +206,13 @@ def flag(name: str) -> str:
 
 
 def parse_blocks(text: str) -> list[tuple[int, bool]]:
-    """ "1d 2" -> [(1, True), (2, False)]: channels in multiples of the width, and whether the block halves the image."""
+    """ "1d 2" -> [(1, True), (2, False)]: channels in multiples of the width, and whether the block halves the
+    image."""
     blocks = [(word.removesuffix("d"), word.endswith("d")) for word in text.split()]
     if not blocks or not all(n.isascii() and n.isdigit() and 1 <= int(n) <= 64 for n, _ in blocks):
-        raise InputError(f"--blocks {text!r}: give words such as '1d 1 2d 2' (multiples of the width, d = halve the image)")
+        raise InputError(
+            f"--blocks {text!r}: give words such as '1d 1 2d 2' (multiples of the width, d = halve the image)"
+        )
     return [(int(n), down) for n, down in blocks]
 
 
@@ -259,7 +267,9 @@ PRESETS: dict[str, Entry] = {
     ),
     "cifar10-cond": Entry("Fig. 14a; Table 3b, Figs. 2-5", _COND, "paper: 74,700 iterations in the released model"),
     "cifar10-cond-release": Entry("Fig. 14a as released", replace(_COND, **_RELEASE)),
-    "cifar10-uncond": Entry("Fig. 14b; Table 3b, Figs. 2, 4", _UNCOND, "paper: 121,200 iterations in the released model"),
+    "cifar10-uncond": Entry(
+        "Fig. 14b; Table 3b, Figs. 2, 4", _UNCOND, "paper: 121,200 iterations in the released model"
+    ),
     "cifar10-uncond-release": Entry(
         "Fig. 14b as released (512 channels, dropout in the chain)",
         replace(_UNCOND, **_RELEASE, blocks="1d 1 1 2d 2 2 4d 4 4", dropout=0.5),
@@ -278,8 +288,8 @@ PRESETS: dict[str, Entry] = {
             stem="4x4/2",
             chain_steps=20,
             batch=64,
-            buffer_size=1_500,
-            lr=2e-4,
+            buffer_size=5_000,
+            lr=3e-4,
             ema=0.99,
             steps=10_000,
             grid_every=100,

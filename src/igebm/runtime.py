@@ -1,6 +1,7 @@
 """The machine at hand: which device, sampling dtype, threads and compilation serve best, found by trying.
 
-What is fastest differs a lot from machine to machine (bfloat16 is twice as fast on a CPU with bf16 units and forty times
+What is fastest differs a lot from machine to machine (bfloat16 is twice as fast on a CPU with bf16 units and forty
+times
 slower on one without), so a small convolution is timed rather than a list of processors kept.
 """
 
@@ -60,14 +61,20 @@ def _device(asked: str) -> tuple[torch.device, str]:
             return torch.device("cpu"), f"CPU, since the GPU cannot be used ({fault})"
         return torch.device("cpu"), "CPU (no GPU found)"
     kind, _, index = asked.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (index.isascii() and index.isdigit())) or (kind == "cpu" and index):
+    if (
+        kind not in ("cpu", "cuda")
+        or (index and not (index.isascii() and index.isdigit()))
+        or (kind == "cpu" and index)
+    ):
         raise InputError(f"unknown device {asked!r}; use cpu, cuda or cuda:N")
     if kind == "cpu":
         return torch.device("cpu"), "CPU as asked"
     if not torch.cuda.is_available():
         raise InputError(f"--device {asked}: this machine has no CUDA device that torch can use; use --device cpu")
     if int(index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {asked}: there are {torch.cuda.device_count()} CUDA devices, counted from 0; or use --device cpu")
+        raise InputError(
+            f"--device {asked}: there are {torch.cuda.device_count()} CUDA devices, counted from 0; or use --device cpu"
+        )
     where = torch.device("cuda", int(index or 0))
     fault = _cuda_fault(where)
     if fault is not None:
@@ -86,7 +93,8 @@ def _cuda_fault(device: torch.device) -> str | None:
 
 
 def _threads(asked: int) -> int:
-    """As many as the cores that this process may use: OpenMP's threads wait by spinning, so that one too many stalls all."""
+    """As many as the cores that this process may use: OpenMP's threads wait by spinning, so that one too many stalls
+    all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if asked < 0:
         raise InputError(f"--threads {asked}: give a positive number (0: as many as there are cores)")

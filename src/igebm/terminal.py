@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-
 Step = Callable[..., None]
 """step(done, total, shown=""): what is done, what there is to do, and a few numbers to show"""
 
@@ -58,7 +57,14 @@ def _lines(what: str, every: float) -> Step:
 @contextmanager
 def _rich_bar(what: str) -> Iterator[Screen]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True, highlight=False)
     columns = (

@@ -25,7 +25,8 @@ def _uniform(x: Tensor, low: float, high: float, generator: torch.Generator | No
 
 
 def _cropped_and_mirrored(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A square of 70 to 100 % of the side, anywhere inside, resized to the whole; x' = s x + t in grid coordinates [-1, 1]."""
+    """A square of 70 to 100 % of the side, anywhere inside, resized to the whole; x' = s x + t in grid coordinates
+    [-1, 1]."""
     side = _uniform(x, 0.7, 1.0, generator).flatten()
     shift = (1 - side)[:, None] * (2 * torch.rand(len(x), 2, generator=generator, device=x.device, dtype=x.dtype) - 1)
     mirror = torch.where(_uniform(x, 0.0, 1.0, generator).flatten() < 0.5, -1.0, 1.0)
@@ -36,7 +37,8 @@ def _cropped_and_mirrored(x: Tensor, generator: torch.Generator | None) -> Tenso
 
 
 def _recoloured(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Brightness, contrast and saturation times U(0.6, 1.4), each towards black, the mean grey, and the pixel's grey."""
+    """Brightness, contrast and saturation times U(0.6, 1.4), each towards black, the mean grey, and the pixel's
+    grey."""
     luma = x.new_tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
     grey = lambda x: (x * luma).sum(1, keepdim=True)
     y = x * _uniform(x, 0.6, 1.4, generator)

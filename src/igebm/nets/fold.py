@@ -1,13 +1,15 @@
 """The folded twin: the same energy as an ImageEnergy, in the form that is cheapest to sample.
 
 conv3x3 followed by a 2x2 average pool is exactly one 4x4 convolution of stride 2 with a box-filtered kernel (2.25 times
-fewer operations), a 1x1 skip commutes with the pool, W / σ is divided once, and an unconditional gain goes into the kernel.
-The algebra is differentiable (`fold`, `bind`, `energy`), so that training can take it too; `Twin` is its frozen copy in the
+fewer operations), a 1x1 skip commutes with the pool, W / σ is divided once, and an unconditional gain goes into the
+kernel.
+The algebra is differentiable (`fold`, `bind`, `energy`), so that training can take it too; `Twin` is its frozen copy
+in the
 sampling dtype, refreshed in place, on which chains run.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +48,8 @@ Affines = tuple[tuple[Affine, ...], ...]
 
 
 def pooled(w: Float[Tensor, "o i k k"]) -> Float[Tensor, "o i k2 k2"]:
-    """The kernel that does `w` and then a 2x2 average pool, at stride 2: w'[i, j] = ¼ Σ_{a, b ∈ {0, 1}} w[i - a, j - b]"""
+    """The kernel that does `w` and then a 2x2 average pool, at stride 2: w'[i, j] = ¼ Σ_{a, b ∈ {0, 1}} w[i - a, j -
+    b]"""
     w = F.pad(w, (1, 1, 1, 1))
     return (w[..., :-1, :-1] + w[..., 1:, :-1] + w[..., :-1, 1:] + w[..., 1:, 1:]) / 4
 
@@ -56,7 +59,7 @@ def fold(net: ImageEnergy) -> Weights:
     return tuple(
         TowerWeights(
             tower.stem.normalised(),
-            tuple(_fold_block(block, net.condition == 0) for block in tower.blocks),  # type: ignore[arg-type]
+            tuple(_fold_block(block, net.condition == 0) for block in _blocks(tower)),
             tower.head.weight,
             tower.head.bias,
         )
@@ -90,7 +93,7 @@ def bind(net: ImageEnergy, y: Tensor | None) -> Affines:
                 None if folded else over(block.gain2(code)),
                 over(block.bias2(code)),
             )
-            for block in tower.blocks
+            for block in _blocks(tower)
         )
         for tower in _towers(net)
     )
@@ -99,15 +102,16 @@ def bind(net: ImageEnergy, y: Tensor | None) -> Affines:
 def energy(net: ImageEnergy, weights: Weights, affines: Affines, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     """E(x | y) from folded weights and bound gains, in the weights' dtype; `net` gives the structure alone.
 
-    The sum pooling and the dense layer run in float32 (or x's float64): bfloat16 would round energies at the third digit.
+    The sum pooling and the dense layer run in float32 (or x's float64): bfloat16 would round energies at the third
+    digit.
     """
     total, exact = None, torch.promote_types(x.dtype, torch.float32)
     for s, (tower, w, a) in enumerate(zip(_towers(net), weights, affines, strict=True)):
         x = F.avg_pool2d(x, 2) if s else x
         h = x.to(w.stem.dtype).contiguous(memory_format=torch.channels_last)
         h = _activate(F.conv2d(h, w.stem, stride=tower.stem.stride, padding=1), tower.activation)
-        for block, block_w, block_a in zip(tower.blocks, w.blocks, a, strict=True):
-            h = _block(block, block_w, block_a, h)  # type: ignore[arg-type]
+        for block, block_w, block_a in zip(_blocks(tower), w.blocks, a, strict=True):
+            h = _block(block, block_w, block_a, h)
         if tower.head_relu:
             h = F.relu(h)
         e = F.linear(h.sum((2, 3), dtype=exact), w.head_weight.to(exact), w.head_bias.to(exact))[:, 0]
@@ -212,7 +216,8 @@ class Twin:
 
 
 def attached(net: ImageEnergy, y: Tensor | None = None) -> Energy:
-    """E(· | y) on folded weights that stay functions of the parameters: for chains and losses that gradients flow through."""
+    """E(· | y) on folded weights that stay functions of the parameters: for chains and losses that gradients flow
+    through."""
     weights, affines = fold(net), bind(net, y)
     return lambda x: energy(net, weights, affines, x)
 
@@ -224,10 +229,14 @@ def frozen(net: ImageEnergy, y: Tensor | None = None) -> Energy:
 
 
 def _towers(net: ImageEnergy) -> Iterator[Tower]:
-    return iter(net.towers)  # type: ignore[arg-type]
+    return iter(net.towers)
 
 
-def _map(f: Callable[[Tensor], Tensor], tree):
+def _blocks(tower: Tower) -> Iterator[ResBlock]:
+    return iter(tower.blocks)  # type: ignore[arg-type]
+
+
+def _map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """`f` on every tensor of nested tuples."""
     if isinstance(tree, Tensor):
         return f(tree)
@@ -237,7 +246,7 @@ def _map(f: Callable[[Tensor], Tensor], tree):
     return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
 
 
-def _leaves(tree) -> Iterator[Tensor]:
+def _leaves(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
     elif tree is not None:

@@ -12,7 +12,14 @@ class Tower(nn.Module):
     """conv, residual blocks, global sum pooling, dense -> 1   (Fig. 14a, 14b): an energy at one resolution."""
 
     def __init__(
-        self, channels: int, width: int, blocks: list[tuple[int, bool]], condition: int, stem: str, head_relu: bool, **block
+        self,
+        channels: int,
+        width: int,
+        blocks: list[tuple[int, bool]],
+        condition: int,
+        stem: str,
+        head_relu: bool,
+        **block,
     ):
         super().__init__()
         self.activation, self.head_relu = block["activation"], head_relu
@@ -39,8 +46,10 @@ class Tower(nn.Module):
 class ImageEnergy(nn.Module):
     """E(x | y) of images in [0, 1].
 
-    x is (B, C, H, W), any H and W of at least 2^(number of halvings). y is (B,) int64 class labels with -1 for unlabelled,
-    (B, condition) real-valued latents, or None. With `scales` = s, the energies of s towers at full, half, ... resolution
+    x is (B, C, H, W), any H and W of at least 2^(number of halvings). y is (B,) int64 class labels with -1 for
+    unlabelled,
+    (B, condition) real-valued latents, or None. With `scales` = s, the energies of s towers at full, half, ...
+    resolution
     are summed. Returns (B,).
     """
 
@@ -90,7 +99,8 @@ class ImageEnergy(nn.Module):
 
 
 def encode(y: Tensor | None, condition: int, dtype: torch.dtype) -> Float[Tensor, "b d"] | None:
-    """Class labels (B,) as one-hot rows (B, condition), a row of zeros for label -1; latents (B, condition) as they are."""
+    """Class labels (B,) as one-hot rows (B, condition), a row of zeros for label -1; latents (B, condition) as they
+    are."""
     if y is None or not condition:
         return None
     if y.is_floating_point():

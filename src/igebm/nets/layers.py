@@ -23,7 +23,8 @@ def activate(x: Tensor, activation: str) -> Tensor:
 class SpectralConv2d(nn.Module):
     """Convolution without bias by W / σ(W), "same" padding.  Miyato et al., arXiv:1802.05957
 
-    σ = uᵀ W v with W as a (c_out, c_in k k) matrix and u, v by power iteration, not differentiated. A `zero` convolution
+    σ = uᵀ W v with W as a (c_out, c_in k k) matrix and u, v by power iteration, not differentiated. A `zero`
+    convolution
     starts at zero and is divided by max(σ, 1) instead (bounded: a tiny weight is not blown up to norm 1).
     """
 
@@ -31,7 +32,14 @@ class SpectralConv2d(nn.Module):
     v: Tensor
 
     def __init__(
-        self, c_in: int, c_out: int, kernel: int, zero: bool = False, spectral: bool = True, init: str = "he", stride: int = 1
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        zero: bool = False,
+        spectral: bool = True,
+        init: str = "he",
+        stride: int = 1,
     ):
         super().__init__()
         # "Zero" is 1e-10, not 0: u and v of an exact zero would be 0 for good.

@@ -10,7 +10,8 @@ from ..files import whole
 
 
 def grid(images: np.ndarray, columns: int = 0, gap: int = 1, least: int = 480) -> np.ndarray:
-    """uint8 (N, H, W, C) -> one uint8 picture (rows, columns), row by row, on white, enlarged by whole pixels to be seen.
+    """uint8 (N, H, W, C) -> one uint8 picture (rows, columns), row by row, on white, enlarged by whole pixels to be
+    seen.
 
     `columns` 0: about square. `least` is the width in pixels that small images are enlarged to.
     """

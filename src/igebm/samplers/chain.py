@@ -31,7 +31,8 @@ class Info(NamedTuple):
     """What a diagnostic may want of one step; each is (B,) or (B, *shape), None where the kernel has no such thing."""
 
     e: Tensor | None = None
-    """E where it was evaluated: at the step's start (Langevin), at its end (MALA, HMC), averaged over candidates (MPPI)"""
+    """E where it was evaluated: at the step's start (Langevin), at its end (MALA, HMC), averaged over candidates
+    (MPPI)"""
     g: Tensor | None = None
     """∇E at the same place, before any clipping"""
     accept_prob: Tensor | None = None
@@ -54,13 +55,16 @@ def run(
     differentiate: Literal["none", "last", "all"] = "none",
     recompute: int = 1,
 ) -> tuple[State, Info]:
-    """Run `steps` steps of `kernel` on the energy `E` from `x` (B, *shape), or on from a State that an earlier run gave.
+    """Run `steps` steps of `kernel` on the energy `E` from `x` (B, *shape), or on from a State that an earlier run
+    gave.
 
     `record(k, state, info)` is called after each step k = 1..steps: traces, thinning and animations are made of it.
     10 + 10 steps are the same chain as 20, bit for bit, with one generator going through both.
 
-    `differentiate` lets gradients flow through the chain into x and into what E closes over (L_KL, eq. 9): through no step,
-    the last one alone, or all. Memory then grows with the number of steps; with `recompute` = m only every m-th state is
+    `differentiate` lets gradients flow through the chain into x and into what E closes over (L_KL, eq. 9): through
+    no step,
+    the last one alone, or all. Memory then grows with the number of steps; with `recompute` = m only every m-th
+    state is
     kept and the steps between are run again in the backward pass, with the same noise: m ≈ √steps keeps the least
     (`record` sees no step of a recomputed segment but the last).
 
@@ -89,7 +93,8 @@ def run(
 def _attached(
     kernel: Kernel, E: Energy, state: State, steps: int, generator: torch.Generator | None
 ) -> tuple[State, Info]:
-    """`steps` steps that gradients flow through; where there are several, all but the last state are recomputed in backward."""
+    """`steps` steps that gradients flow through; where there are several, all but the last state are recomputed in
+    backward."""
     start = generator.get_state() if generator is not None else None
     ends = []
 
@@ -116,4 +121,3 @@ def _attached(
 def segment_length(steps: int) -> int:
     """√steps: the `recompute` that keeps the fewest states, kept and recomputed together."""
     return max(1, math.isqrt(max(0, steps - 1)) + 1) if steps > 3 else 1
-

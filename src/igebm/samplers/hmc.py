@@ -1,4 +1,5 @@
-"""Hamiltonian Monte Carlo.  Duane et al., Phys. Lett. B 195 (1987), 216-222; Neal, arXiv:1206.1901, sections 2 and 5.5.1.5."""
+"""Hamiltonian Monte Carlo.  Duane et al., Phys. Lett. B 195 (1987), 216-222; Neal, arXiv:1206.1901, sections 2 and
+5.5.1.5."""
 
 import torch
 from torch import Tensor
@@ -22,10 +23,13 @@ def leapfrog(E: Energy, at: Point, p: Tensor, step_size: float, steps: int, mass
     return at, p
 
 
-def hmc(step_size: float, leapfrog_steps: int = 10, mass: float = 1.0, box: tuple[float, float] | None = None) -> Kernel:
+def hmc(
+    step_size: float, leapfrog_steps: int = 10, mass: float = 1.0, box: tuple[float, float] | None = None
+) -> Kernel:
     """p ~ N(0, m I); leapfrog; accepted with probability min(1, e^(H - H')),   H = E(x) + ‖p‖² / 2m
 
-    Samples e^(-E) exactly; in a `box`, trajectories that end outside are rejected. An energy that is not a number rejects
+    Samples e^(-E) exactly; in a `box`, trajectories that end outside are rejected. An energy that is not a number
+    rejects
     and counts as divergent. `leapfrog_steps` evaluations of E a step.
     """
 

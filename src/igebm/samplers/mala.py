@@ -1,4 +1,5 @@
-"""The Metropolis-adjusted Langevin algorithm: exact at any step size.  Roberts & Tweedie, Bernoulli 2 (1996), 341-363."""
+"""The Metropolis-adjusted Langevin algorithm: exact at any step size.  Roberts & Tweedie, Bernoulli 2 (1996),
+341-363."""
 
 import math
 
@@ -13,7 +14,8 @@ from .metropolis import Point, accept, point
 def mala(step_size: float, box: tuple[float, float] | None = None) -> Kernel:
     """x' = x - η ∇E(x) + √(2η) ω,   accepted with probability min(1, e^(-E(x')) q(x | x') / (e^(-E(x)) q(x' | x)))
 
-    where log q(b | a) = -‖b - a + η ∇E(a)‖² / 4η + const. Samples e^(-E) itself (temperature 1). `step_size` η is in units
+    where log q(b | a) = -‖b - a + η ∇E(a)‖² / 4η + const. Samples e^(-E) itself (temperature 1). `step_size` η is in
+    units
     of x². In a `box`, proposals outside are rejected: the target is e^(-E) on the box. One evaluation of E a step.
     """
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..energy import Energy, energy_and_grad
@@ -26,13 +26,18 @@ def point(E: Energy, state: State) -> Point:
 
 
 def accept(
-    old: Point, new: Point, log_ratio: Float[Tensor, "b"], box: tuple[float, float] | None, generator: torch.Generator | None
+    old: Point,
+    new: Point,
+    log_ratio: Float[Tensor, "b"],
+    box: tuple[float, float] | None,
+    generator: torch.Generator | None,
 ) -> tuple[State, Info]:
     """Keep `new` with probability min(1, e^log_ratio), item by item; otherwise stay at `old`. Outside the box: never.
 
-    A log ratio that is not a number, or below -1000, rejects and is counted in Info.divergent: never repaired, never hidden.
+    A log ratio that is not a number, or below -1000, rejects and is counted in Info.divergent: never repaired, never
+    hidden.
     """
-    divergent: Bool[Tensor, "b"] = ~(log_ratio >= -1000.0)
+    divergent = ~(log_ratio >= -1000.0)
     prob = torch.where(divergent, torch.zeros_like(log_ratio), log_ratio.clamp(max=0.0).exp())
     if box is not None:
         prob = prob * ((new.x >= box[0]) & (new.x <= box[1])).flatten(1).all(1)

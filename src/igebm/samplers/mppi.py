@@ -1,4 +1,5 @@
-"""Model predictive path integral sampling, the paper's gradient-free sampler for trajectories (arXiv:1903.08689v1, eq. 5)."""
+"""Model predictive path integral sampling, the paper's gradient-free sampler for trajectories (arXiv:1903.08689v1,
+eq. 5)."""
 
 from collections.abc import Callable
 
@@ -19,9 +20,10 @@ def step(
     box: tuple[float, float] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "b *d"], Float[Tensor, "b"]]:
-    """xᵢ = x + σ ωᵢ;   wᵢ = softmax(-E(xᵢ) / T);   x ← Σᵢ wᵢ xᵢ,   i = 1..candidates                              (eq. 5)
+    """xᵢ = x + σ ωᵢ;   wᵢ = softmax(-E(xᵢ) / T);   x ← Σᵢ wᵢ xᵢ,   i = 1..candidates   (eq. 5)
 
-    T = 1 is the paper's; T -> 0 takes the best candidate. Returns the new x and each item's energy averaged over its candidates with w.
+    T = 1 is the paper's; T -> 0 takes the best candidate. Returns the new x and each item's energy averaged over its
+    candidates with w.
     """
     omega = torch.randn(x.shape[0], candidates, *x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
     x_i = x[:, None] + noise * omega
@@ -33,7 +35,8 @@ def step(
 
 
 def repeated(E: Energy, candidates: int) -> Callable[[Tensor], Tensor]:
-    """(B, candidates, *shape) -> (B, candidates): one call of E for each candidate index, so that what E binds item by item
+    """(B, candidates, *shape) -> (B, candidates): one call of E for each candidate index, so that what E binds item
+    by item
     (labels, the past of a trajectory) stays beside its item."""
     return lambda x: torch.stack([checked(E(x[:, i]), x) for i in range(candidates)], dim=1)
 

@@ -20,7 +20,9 @@ def update(averages: Averages, net: nn.Module, decay: float, updates: int) -> No
     """d = min(decay, (1 + n) / (10 + n)) with n the updates so far, so that the start is forgotten quickly."""
     d = min(decay, (1 + updates) / (10 + updates))
     names, parameters = zip(*net.named_parameters(), strict=True)
-    torch._foreach_lerp_([averages[name] for name in names], list(parameters), 1 - d)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        [averages[name] for name in names], list(parameters), 1 - d
+    )
 
 
 def network(averages: Averages, net: nn.Module) -> nn.Module:

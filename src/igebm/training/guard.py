@@ -32,7 +32,8 @@ class Guard:
         return not (self.above or self.below)
 
     def check(self, step: int, metrics: Mapping[str, int | float]) -> None:
-        """Raises Divergence on a number that is not finite, and after PATIENCE steps in a row with the gap out of bounds."""
+        """Raises Divergence on a number that is not finite, and after PATIENCE steps in a row with the gap out of
+        bounds."""
         for name, cause in _CAUSES.items():
             if not math.isfinite(metrics[name]):
                 raise Divergence(step, f"{cause} ({name} = {metrics[name]})", _LOWER)
@@ -40,7 +41,9 @@ class Guard:
         self.above = self.above + 1 if gap > self.gap_limit else 0
         self.below = self.below + 1 if gap < -self.gap_limit else 0
         if self.above >= PATIENCE:
-            raise Divergence(step, f"samples' energies stay {gap:.3g} above the data's, so chains no longer keep up", _MORE_STEPS)
+            raise Divergence(
+                step, f"samples' energies stay {gap:.3g} above the data's, so chains no longer keep up", _MORE_STEPS
+            )
         if self.below >= PATIENCE:
             raise Divergence(step, f"samples' energies fell {-gap:.3g} below the data's, so the gap collapsed", _LOWER)
 
@@ -57,5 +60,6 @@ _MORE_STEPS = "raise --chain-steps (or set --max-chain-steps), or lower --lr"
 
 
 def raised_steps(chain_steps: int, max_chain_steps: int, slow_gap: float, raise_gap: float) -> int:
-    """K + 10, at most `max_chain_steps`, while the averaged gap E(x⁻) - E(x⁺) is above `raise_gap` (paper, section 8.7)."""
+    """K + 10, at most `max_chain_steps`, while the averaged gap E(x⁻) - E(x⁺) is above `raise_gap` (paper, section
+    8.7)."""
     return min(chain_steps + 10, max_chain_steps) if slow_gap > raise_gap else chain_steps

@@ -1,4 +1,5 @@
-"""The training loop: draw, sample, update, average, report, snapshot, checkpoint.  Du & Mordatch, arXiv:1903.08689v1, Algorithm 1."""
+"""The training loop: draw, sample, update, average, report, snapshot, checkpoint.  Du & Mordatch,
+arXiv:1903.08689v1, Algorithm 1."""
 
 import json
 import math
@@ -59,7 +60,8 @@ class Outcome:
 def train(state: TrainState, images: Images, folder: Path, runtime: Runtime, watcher: Watcher) -> Outcome:
     """Train `state` up to its preset's number of steps; everything it leaves lies in `folder`.
 
-    Saves and ends early when the watcher says stop, or the preset's minutes are over. Raises Fault where training diverges
+    Saves and ends early when the watcher says stop, or the preset's minutes are over. Raises Fault where training
+    diverges
     and may not (or no longer) go back.
     """
     p, guarding = state.preset, Guard(state.preset.gap_limit)
@@ -106,7 +108,8 @@ def train(state: TrainState, images: Images, folder: Path, runtime: Runtime, wat
 
 
 def train_step(state: TrainState, loader: Loader, guarding: Guard, stop: Callable[[], bool] = lambda: False) -> Metrics:
-    """One iteration of Algorithm 1: `state` moves on by one step, or, where Stopped or Divergence is raised, keeps its weights."""
+    """One iteration of Algorithm 1: `state` moves on by one step, or, where Stopped or Divergence is raised, keeps
+    its weights."""
     p, net = state.preset, state.net
     host, device = generators(state)
 
@@ -143,7 +146,9 @@ def train_step(state: TrainState, loader: Loader, guarding: Guard, stop: Callabl
     return {"step": state.step, "seen": state.seen} | metrics
 
 
-def draw_chains(state: TrainState, x_pos: Tensor, y_pos: Tensor | None, host: torch.Generator, device: torch.Generator) -> Draw:
+def draw_chains(
+    state: TrainState, x_pos: Tensor, y_pos: Tensor | None, host: torch.Generator, device: torch.Generator
+) -> Draw:
     """As many chain starts as there are data: from the buffer, or fresh from U(0, 1) under the data's labels."""
     p = state.preset
     noise = torch.rand(x_pos.shape, generator=device, device=x_pos.device)
@@ -157,7 +162,8 @@ def draw_chains(state: TrainState, x_pos: Tensor, y_pos: Tensor | None, host: to
 def sample(
     state: TrainState, draw: Draw, generator: torch.Generator, stop: Callable[[], bool]
 ) -> tuple[Tensor, Tensor | None, Info]:
-    """x̃ after K steps on the folded twin, detached; the same attached to the weights where L_KL asks for it; the last Info."""
+    """x̃ after K steps on the folded twin, detached; the same attached to the weights where L_KL asks for it; the
+    last Info."""
     p, kernel = state.preset, build_kernel(state.preset)
     through = {"none": 0, "last": 1, "all": state.chain_steps}[p.kl]
 
@@ -207,7 +213,9 @@ def raise_chain_steps(state: TrainState, metrics: Metrics, watcher: Watcher) -> 
     if p.max_chain_steps and state.step % 100 == 0:
         raised = guard.raised_steps(state.chain_steps, p.max_chain_steps, state.slow_gap, p.raise_gap)
         if raised != state.chain_steps:
-            watcher.say(f"step {state.step}: E(x-) is {state.slow_gap:.2f} above E(x+), so chains take {raised} steps from here")
+            watcher.say(
+                f"step {state.step}: E(x-) is {state.slow_gap:.2f} above E(x+), so chains take {raised} steps from here"
+            )
             state.chain_steps = raised
 
 
@@ -226,7 +234,9 @@ def roll_back(state: TrainState, fault: Divergence, folder: Path, log, watcher: 
         raise Fault(f"{fault}; there is no checkpoint yet to go back to") from none
     restore(state, saved, folder)
     state.rollbacks = rollbacks
-    watcher.say(f"{fault}. Going back to step {state.step} with new random numbers (rollback {rollbacks} of {ROLLBACKS})")
+    watcher.say(
+        f"{fault}. Going back to step {state.step} with new random numbers (rollback {rollbacks} of {ROLLBACKS})"
+    )
     write_line(log, {"event": "rollback", "diverged_at": fault.step, "cause": fault.cause, "back_to": state.step})
 
 
@@ -234,7 +244,8 @@ def roll_back(state: TrainState, fault: Divergence, folder: Path, log, watcher: 
 
 
 def open_log(folder: Path, step: int):
-    """metrics.jsonl, opened to go on after `step`: lines of a run that went further than its last checkpoint are dropped."""
+    """metrics.jsonl, opened to go on after `step`: lines of a run that went further than its last checkpoint are
+    dropped."""
     path = folder / "metrics.jsonl"
     kept = []
     if path.exists():
@@ -262,7 +273,8 @@ def write_line(log, entry: dict[str, Any]) -> None:
 
 
 def save_all(folder: Path, state: TrainState, runtime: Runtime, log) -> int:
-    """Checkpoint and model; the log reaches the disk before the checkpoint that counts on it. Returns the step saved."""
+    """Checkpoint and model; the log reaches the disk before the checkpoint that counts on it. Returns the step
+    saved."""
     os.fsync(log.fileno()) if not log.closed else None
     save_checkpoint(folder, state, runtime)
     save_model(folder / MODEL, state)

@@ -1,4 +1,5 @@
-"""Adam as the paper uses it (section 8.2): β = (0, 0.999), and each gradient entry clipped at three standard deviations."""
+"""Adam as the paper uses it (section 8.2): β = (0, 0.999), and each gradient entry clipped at three standard
+deviations."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +8,18 @@ from ..presets import Preset
 
 
 def adam(net: nn.Module, preset: Preset) -> torch.optim.Adam:
-    return torch.optim.Adam(net.parameters(), lr=preset.lr, betas=(float(preset.beta1), float(preset.beta2)), foreach=True)
+    return torch.optim.Adam(
+        net.parameters(), lr=preset.lr, betas=(float(preset.beta1), float(preset.beta2)), foreach=True
+    )
 
 
 @torch.no_grad()
 def clip_to_sigmas(optimizer: torch.optim.Adam, variant: str = "paper", sigmas: float = 3.0) -> Tensor:
-    """g ← clip(g, ±b), entry by entry, with v the previous step's second moment (in place; call before `optimizer.step`)
+    """g ← clip(g, ±b), entry by entry, with v the previous step's second moment (in place; call before
+    `optimizer.step`)
 
-    "paper":    b = 3 √(v_{t-1} / (1 - β₂^(t-1))), the bias-corrected estimate; no bound for an entry that has had no gradient
+    "paper":    b = 3 √(v_{t-1} / (1 - β₂^(t-1))), the bias-corrected estimate; no bound for an entry that has had no
+    gradient
                 yet (v = 0: a class not seen so far), which would otherwise stay at its start for good.
     "release":  b = 3 √(v_{t-1} / (1 - β₂^t)) + 0.1, from the first step on.
     "none":     no bound.

@@ -38,12 +38,15 @@ def new(
     data_dir: Path | None = None,
     skip_bad: bool = False,
 ) -> tuple[Outcome, Path]:
-    """Train a new model by `preset` into `out` (default: the next free runs/NAME). Raises InputError before any work is done."""
+    """Train a new model by `preset` into `out` (default: the next free runs/NAME). Raises InputError before any work
+    is done."""
     runtime = open_machine(machine)
     source = model.load(init_from) if init_from else None
     folder = free_folder(Path("runs") / name) if out is None else out
     if (folder / "preset.json").exists() or (folder / states.CHECKPOINT).exists():
-        raise InputError(f"{folder} already holds a run; go on with it by igebm train --resume {folder}, or choose another --out")
+        raise InputError(
+            f"{folder} already holds a run; go on with it by igebm train --resume {folder}, or choose another --out"
+        )
     images = open_data(preset, data_dir, skip_bad)
     preset = settled(preset, images)
     shape = shape_of(preset, images)
@@ -76,7 +79,10 @@ def resume(
     step = saved["counters"]["step"]
     fixed = [f"{presets.flag(k)} {a} -> {b}" for k, (a, b) in presets.changed(old, preset).items() if k in FIXED]
     if fixed:
-        raise InputError(f"a resumed run cannot change {'; '.join(fixed)}; start a new one (with --init-from {folder} if the network is the same)")
+        raise InputError(
+            f"a resumed run cannot change {'; '.join(fixed)}; start a new one (with --init-from {folder} if the "
+            f"network is the same)"
+        )
     if preset.steps <= step:
         terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total)")
         return Outcome("done", step, 0.0), folder
@@ -193,7 +199,9 @@ def check_data(state: TrainState, images: Images, folder: Path) -> None:
     """Refuse data of another shape or with other classes; say so where they are merely other images."""
     here = shape_of(state.preset, images)
     if here != state.shape:
-        raise InputError(f"{folder} was trained on images {state.shape}, the data now are {here}; give it the data it had")
+        raise InputError(
+            f"{folder} was trained on images {state.shape}, the data now are {here}; give it the data it had"
+        )
     before, now = state.facts.get("data", {}), fingerprint(images)
     if before != now:
         terminal.say(f"the data are not those that {folder} began with ({before} then, {now} now)")

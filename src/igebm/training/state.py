@@ -1,4 +1,5 @@
-"""What a run carries from step to step, and how it is saved: everything for resuming (checkpoint), the averaged weights for
+"""What a run carries from step to step, and how it is saved: everything for resuming (checkpoint), the averaged
+weights for
 use (snapshot). A checkpoint is written whole, and the one before it is kept until then, and after.
 """
 
@@ -30,7 +31,8 @@ CHECKPOINT, PREVIOUS, MODEL = "checkpoint.pt", "checkpoint.previous.pt", "model.
 
 @dataclass
 class TrainState:
-    """Network, averages, optimiser, buffer and counters of a run. `facts` say where it comes from (data, preset's name)."""
+    """Network, averages, optimiser, buffer and counters of a run. `facts` say where it comes from (data, preset's
+    name)."""
 
     preset: Preset
     shape: Shape
@@ -83,7 +85,8 @@ def start(preset: Preset, shape: Shape, runtime: Runtime, facts: dict[str, Any])
 def generators(state: TrainState) -> tuple[torch.Generator, torch.Generator]:
     """The random streams of the next iteration, for the host and the device.
 
-    They depend on the seed, the rollbacks and the step alone, so a resumed run draws what an uninterrupted one draws and
+    They depend on the seed, the rollbacks and the step alone, so a resumed run draws what an uninterrupted one draws
+    and
     no generator's state needs saving. torch's global stream, which dropout draws from, is set as well.
     """
     key = [state.preset.seed, state.rollbacks, state.step]
@@ -137,7 +140,9 @@ def _to_dict(state: TrainState, runtime: Runtime) -> dict[str, Any]:
 _COUNTERS = ("step", "seen", "chain_steps", "rollbacks", "slow_gap")
 
 
-def read_checkpoint(folder: Path, say: Callable[[str], None], which: Literal["latest", "previous"] = "latest") -> dict[str, Any]:
+def read_checkpoint(
+    folder: Path, say: Callable[[str], None], which: Literal["latest", "previous"] = "latest"
+) -> dict[str, Any]:
     """The last whole checkpoint of a run folder; says so where it had to take the one before. No code in it is run.
 
     Raises InputError where there is none.
@@ -158,7 +163,11 @@ def read_checkpoint(folder: Path, say: Callable[[str], None], which: Literal["la
         if problems:
             say(f"{problems[0]}; going on from {path.name} (step {saved['counters']['step']}) instead")
         return saved
-    raise InputError(problems[0] if problems else f"{folder} holds no {CHECKPOINT}; start a run there with igebm train --out {folder}")
+    raise InputError(
+        problems[0]
+        if problems
+        else f"{folder} holds no {CHECKPOINT}; start a run there with igebm train --out {folder}"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -167,7 +176,9 @@ def _read(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         saved = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # zipfile and torch raise a dozen kinds for a damaged file; each means the same here
-        raise InputError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
+        raise InputError(
+            f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        ) from error
     if saved is None:
         raise InputError(f"{path} is damaged (part {damaged} fails its checksum)")
     wanted = ("settings", "shape", "classes", "net", "averages", "optimizer", "buffer", "counters", "runtime", "facts")
@@ -209,7 +220,8 @@ def averaged_model(state: TrainState, runtime: Runtime) -> model.Model:
 
 
 def init_from(state: TrainState, source: model.Model) -> None:
-    """Start from another model's weights, with a fresh optimiser and buffer. Raises InputError where the networks differ."""
+    """Start from another model's weights, with a fresh optimiser and buffer. Raises InputError where the networks
+    differ."""
     model.fill(state.net, dict(source.net.state_dict()), Path(source.name))
     state.averages = ema.start(state.net)
     state.facts["init_from"] = f"{source.name} at step {source.step}"

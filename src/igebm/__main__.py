@@ -1,0 +1,7 @@
+"""`python -m igebm` is `igebm`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,426 @@
+"""The command line end to end, as a subprocess where that is the point, and every user's mistake as one line with
+exit code 2."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from igebm import model, presets
+from igebm.cli import COMMANDS, main
+
+TINY = (
+    "--width 4 --blocks 1d --chain-steps 3 --batch 8 --buffer-size 24 --save-every 2 --log-every 1 --grid-every 3 "
+    "--snapshot-every 4 --sample-steps 2 --device cpu --dtype float32 --compile off --threads 1"
+).split()
+
+
+def igebm(*args, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "igebm", *map(str, args)], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A finished tiny run on the digits, shared by the tests that only read it."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "--steps", "6", "--out", str(folder), *TINY]) == 0
+    return folder
+
+
+# The main job, end to end
+
+
+def test_train_resume_sample_energy_as_a_user(tmp_path):
+    """Train 4 steps, resume to 6, sample, take energies; what each leaves is whole and agrees with the others."""
+    out = tmp_path / "run"
+    first = igebm("train", "digits", "--steps", 4, "--out", out, *TINY)
+    assert first.returncode == 0 and first.stdout.strip() == str(out), first.stderr
+    more = igebm("train", "--resume", out, "--steps", 6)
+    assert more.returncode == 0 and "going on" in more.stderr, more.stderr
+    assert files(out) == {
+        "preset.json", "metrics.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors",
+        "samples/0000003.png", "samples/0000006.png", "samples/noise-0000004.png", "samples/noise-0000006.png",
+        "snapshots/0000004.safetensors",
+    }  # fmt: skip
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert json.loads((out / "preset.json").read_text())["settings"]["width"] == 4
+
+    drawn = igebm("sample", out, "--n", 12, "--steps", 3, "--seed", 5, "--out", tmp_path / "s")
+    assert drawn.returncode == 0, drawn.stderr
+    x, y = np.load(tmp_path / "s" / "samples.npy"), np.load(tmp_path / "s" / "labels.npy")
+    assert x.shape == (12, 8, 8, 1) and x.dtype == np.uint8 and y.tolist() == [*range(10), 0, 1]
+    about = json.loads((tmp_path / "s" / "sample.json").read_text())
+    assert about["seed"] == 5 and about["chain"]["steps"] == 3 and about["weights"] == "ema"
+
+    got = igebm("energy", out / "model.safetensors", "digits")
+    assert got.returncode == 0, got.stderr
+    rows = list(csv.DictReader(io.StringIO(got.stdout)))
+    loaded = model.load(out)
+    from igebm import data
+
+    test = data.load("digits", "test")
+    want = loaded.energy(test.x, test.y)
+    assert [r["label"] for r in rows] == [str(c) for c in test.y]
+    assert [float(r["energy"]) for r in rows] == pytest.approx(
+        want.tolist(), rel=2e-2, abs=1e-4
+    )  # the probe may take bfloat16
+
+
+def test_same_seed_same_samples_other_seed_other_samples(run_folder, tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert (
+            main(["sample", str(run_folder), "--n", "4", "--seed", seed, "--steps", "2", "--out", str(tmp_path / name)])
+            == 0
+        )
+    a, b, c = (np.load(tmp_path / n / "samples.npy") for n in "abc")
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("init", ["buffer", "data"])
+def test_chains_start_where_asked(init, run_folder, tmp_path):
+    """With no chain step the samples are the starts: the buffer's images, or test images of the class."""
+    assert (
+        main(
+            [
+                "sample",
+                str(run_folder),
+                "--n",
+                "6",
+                "--init",
+                init,
+                "--label",
+                "3",
+                "--steps",
+                "0",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    x, y = np.load(tmp_path / "samples.npy"), np.load(tmp_path / "labels.npy")
+    assert len(x) and (y == 3).all()
+    if init == "buffer":
+        saved = torch.load(run_folder / "checkpoint.pt", weights_only=True)["buffer"]
+        known = saved["x"][saved["y"] == 3].permute(0, 2, 3, 1).numpy()
+    else:
+        from igebm import data
+
+        test = data.load("digits", "test")
+        known = test.x[test.y == 3]
+    assert all((known == image).all((1, 2, 3)).any() for image in x)
+
+
+def test_energy_of_a_folder_is_the_minimum_over_labels(run_folder, tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    assert main(["energy", str(run_folder), str(tmp_path), "--out", str(tmp_path / "e.npy"), "--dtype", "float32"]) == 0
+    m = model.load(run_folder)
+    every = np.stack([m.energy(images[..., None], np.full(5, c)) for c in range(10)])
+    assert np.load(tmp_path / "e.npy") == pytest.approx(every.min(0), abs=1e-5)
+
+
+def test_dry_run_counts_without_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", "--dry-run", "--width", "8", "--batch", "16"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    net = model.build_net(presets.from_dict(about["settings"]), model.Shape(1, 8, 8, tuple("0123456789")))
+    assert about["cost"]["parameters"] == sum(p.numel() for p in net.parameters())
+    c = about["cost"]
+    assert c["flop_per_iteration"] == 16 * (
+        20 * c["flop_per_image_and_chain_step"] + 2 * c["flop_per_image_and_update"]
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_default_folders_do_not_collide(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for want in ("runs/digits", "runs/digits-2"):
+        assert main(["train", "--steps", "1", *TINY]) == 0
+        assert capsys.readouterr().out.strip() == want
+
+
+# What answers at once, and where it goes
+
+
+def test_help_does_not_wait_for_heavy_imports():
+    code = (
+        "import sys, io, contextlib\nfrom igebm.cli import main\n"
+        "for args in (['--help'], ['train', '--help'], ['presets']):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(args)\n"
+        "print([m for m in ('torch', 'numpy', 'datasets', 'sklearn', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "--help"])
+    assert end.value.code == 0 and f"igebm {command}" in capsys.readouterr().out
+
+
+def test_presets_table_is_json_too(capsys):
+    assert main(["presets", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table.keys() == presets.PRESETS.keys()
+    assert {n: presets.from_dict(row["settings"]) for n, row in table.items()} == {
+        n: e.preset for n, e in presets.PRESETS.items()
+    }
+
+
+@pytest.mark.parametrize("args", [["--help"], ["presets"], ["data", "list"], ["train", "--dry-run"]], ids=" ".join)
+def test_c08_a_reader_that_stops_early(args):
+    """`igebm ... | head -n 1`: no traceback, no "Exception ignored", exit code 0 (or 141)."""
+    line = f"{sys.executable} -m igebm {' '.join(args)} 2>&1 | head -n 1; echo code ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] in ("code 0", "code 141"), done.stdout
+    assert "Traceback" not in done.stdout + done.stderr and "Exception ignored" not in done.stdout + done.stderr
+
+
+def test_c08_redirected_output_has_no_control_characters_and_closed_stdout_still_saves(tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        code = subprocess.run(
+            ["bash", "-c", 'exec "$@" >&-', "-", sys.executable, "-m", "igebm", "train", "--steps", "2", *TINY]
+            + ["--out", str(tmp_path / "r")],
+            stderr=log,
+        ).returncode  # fmt: skip
+    assert code in (0, 1, 120) and (tmp_path / "r" / "checkpoint.pt").exists()
+    text = (tmp_path / "log").read_bytes()
+    assert b"\r" not in text and b"\x1b" not in text and b"Traceback" not in text
+
+
+def test_c31_names_beyond_ascii_under_a_plain_locale(tmp_path):
+    """été 2024/猫 1/ñ é.png, and a name that is no text at all; a plain C locale; an output folder with a space and
+    an ü."""
+    folder = tmp_path / "été 2024" / "猫 1"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in (b"\xc3\xb1 \xc3\xa9.png", b"b.png", b"c.png", b"d.png", b"\xff.png"):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file, format="PNG")
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    env.pop("LANG", None)
+    out = tmp_path / "out dir" / "ü"
+    for args in (["--data", folder.parent, "--steps", 2, "--out", out, *TINY], ["--resume", out, "--steps", 3]):
+        done = igebm("train", *args, env=env)
+        assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+    checked = igebm("data", "check", folder.parent, "--json", env=env)
+    assert checked.returncode == 0, checked.stderr
+    assert json.loads(checked.stdout)["splits"]["train"]["count"] == 5
+
+
+# Interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_and_the_run_goes_on(number, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "igebm", "train", "--steps", "100000", *TINY, "--save-every", "1000000"] + ["--out", str(out)],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log, end = out / "metrics.jsonl", time.monotonic() + 60
+    while (not log.exists() or log.read_text().count("\n") < 3) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"igebm train --resume {out}" in err and "Traceback" not in err
+    step = torch.load(out / "checkpoint.pt", weights_only=True)["counters"]["step"]
+    assert step >= 3
+    assert main(["train", "--resume", str(out), "--steps", str(step + 2)]) == 0
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["counters"]["step"] == step + 2
+
+
+# Mistakes: one line, exit code 2, nothing left behind
+
+
+def mistake(capsys, *args) -> str:
+    """Runs the command, wants exit code 2 and one line on stderr beyond the machine's; returns that line."""
+    assert main([str(a) for a in args]) == 2
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if not line.startswith("machine:")]
+    assert told.out == "" and lines[-1].startswith("igebm: ") and "Traceback" not in told.err
+    return lines[-1]
+
+
+MISTAKES = {
+    "unknown command": (["trian"], "did you mean train?"),
+    "unknown preset": (["train", "cifar10-con"], "did you mean cifar10-cond"),
+    "unknown setting": (["train", "--widht", "3"], "did you mean --width"),
+    "not a number": (["train", "--width", "wide"], "invalid literal"),
+    "decimal comma (C31)": (["train", "--lr", "0,0001"], "'0,0001' (write decimals with a dot)"),
+    "out of range": (["train", "--restart", "1.5"], "--restart 1.5: choose between 0 and 1"),
+    "not finite": (["train", "--lr", "nan"], "finite"),
+    "wrong choice": (["train", "--stem", "5x5"], "'3x3', '4x4/2'"),
+    "blocks": (["train", "--blocks", "1d two"], "give words such as '1d 1 2d 2'"),
+    "buffer smaller than the batch (C25)": (
+        ["train", "--buffer-size", "1", "--batch", "4"],
+        "--buffer-size 1 is smaller than --batch 4",
+    ),
+    "unknown data": (["train", "--data", "cifar11"], "did you mean cifar10"),
+    "device (C29)": (["train", "--device", "gpu"], "use cpu, cuda or cuda:N"),
+    "no cuda (C29)": (["train", "--device", "cuda:7"], "--device cpu"),
+    "resume nothing": (["train", "--resume", "/nowhere/at/all"], "no run folder"),
+    "no model": (["sample", "/nowhere/at/all"], "give a run folder or a .safetensors file"),
+    "energy file": (["energy", "/nowhere", "digits", "--out", "e.txt"], ".csv or .npy"),
+}
+
+
+@pytest.mark.parametrize("args, says", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistake_is_one_line(args, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "cuda" in " ".join(args) and torch.cuda.is_available():
+        args = ["train", "--device", "cuda:77"]
+    assert says in mistake(capsys, *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_kept(run_folder, capsys):
+    before = {name: (run_folder / name).read_bytes() for name in files(run_folder)}
+    line = mistake(capsys, "train", "--steps", "2", "--out", run_folder, *TINY)
+    assert "already holds a run" in line and f"--resume {run_folder}" in line
+    assert {name: (run_folder / name).read_bytes() for name in files(run_folder)} == before
+
+
+def test_unknown_label_names_the_nearest(run_folder, capsys, tmp_path):
+    assert "unknown label 'horse'" in mistake(capsys, "sample", run_folder, "--label", "horse", "--out", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_unwritable_folder_is_named(run_folder, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write to the folder" in mistake(capsys, "sample", run_folder, "--out", tmp_path / "file" / "s")
+    assert "cannot write to the folder" in mistake(
+        capsys, "train", "--steps", "1", "--out", tmp_path / "file" / "r", *TINY
+    )
+
+
+def test_images_of_another_size_are_fitted_or_refused(run_folder, capsys, tmp_path):
+    """Larger pictures are resized to the model's 8x8 and to grey; pixels of a wrong kind are refused."""
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(tmp_path / "red.png")
+    assert main(["energy", str(run_folder), str(tmp_path), "--out", str(tmp_path / "e.csv")]) == 0
+    capsys.readouterr()
+    np.savez(tmp_path / "nan.npz", train_x=np.full((4, 8, 8, 1), np.nan, np.float32))
+    assert "nan" in mistake(capsys, "energy", run_folder, tmp_path / "nan.npz").lower()
+
+
+# Foreign and damaged files
+
+
+class Bomb:
+    """Unpickling it would write a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+def test_a_pickle_is_never_executed(run_folder, tmp_path, capsys):
+    """As MODEL, as --init-from, and as a run's checkpoint: refused, and its code did not run."""
+    bomb, target = tmp_path / "model.safetensors", tmp_path / "ran"
+    torch.save({"net": Bomb(target)}, bomb)
+    assert "not a whole safetensors file" in mistake(capsys, "sample", bomb)
+    assert "not a whole safetensors file" in mistake(
+        capsys, "train", "--init-from", bomb, "--out", tmp_path / "r", *TINY
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(bomb.read_bytes())
+    assert "damaged or no checkpoint" in mistake(capsys, "train", "--resume", tmp_path / "run")
+    assert not target.exists()
+
+
+def test_a_flipped_bit_in_a_model_is_noticed(run_folder, tmp_path, capsys):
+    whole = bytearray((run_folder / "model.safetensors").read_bytes())
+    for place in (5, 200, len(whole) // 2, len(whole) - 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        mistake(capsys, "sample", tmp_path, "--n", "1")
+
+
+def test_c20_a_renamed_weight_is_named(run_folder, tmp_path, capsys):
+    """Missing and extra key, never random weights; and a file of somebody else's is foreign, not broken."""
+    tensors = load_file(run_folder / "model.safetensors")
+    tensors["module.towers.0.stem.weight"] = tensors.pop("towers.0.stem.weight")
+    about = json.loads(model.safe_open(run_folder / "model.safetensors", framework="pt").metadata()["igebm"])
+    about["sha256"] = model.digest(tensors)
+    save_file(tensors, tmp_path / "renamed.safetensors", {"igebm": json.dumps(about)})
+    line = mistake(capsys, "sample", tmp_path / "renamed.safetensors")
+    assert "missing towers.0.stem.weight; extra module.towers.0.stem.weight" in line
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    assert "not written by igebm" in mistake(capsys, "sample", tmp_path / "foreign.safetensors")
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(run_folder, tmp_path, capsys):
+    """Cut at 20 places: each time the previous checkpoint (step 4) is taken, and the user is told."""
+    import shutil
+
+    whole = (run_folder / "checkpoint.pt").read_bytes()
+    for i in range(20):
+        copy = tmp_path / str(i)
+        shutil.copytree(run_folder, copy)
+        (copy / "checkpoint.pt").write_bytes(whole[: len(whole) * i // 20])
+        from igebm.training.state import read_checkpoint
+
+        told = []
+        assert read_checkpoint(copy, told.append)["counters"]["step"] == 4
+        assert "checkpoint.previous.pt (step 4)" in told[0]
+    assert main(["train", "--resume", str(copy), "--steps", "7"]) == 0
+    capsys.readouterr()
+    (copy / "checkpoint.pt").write_bytes(b"")
+    (copy / "checkpoint.previous.pt").write_bytes(b"PK")
+    assert "damaged or no checkpoint" in mistake(capsys, "train", "--resume", copy, "--steps", "9")
+
+
+def test_two_processes_on_one_run_folder(tmp_path, capsys):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "igebm", "train", "--steps", "100000", "--out", str(out), *TINY], stderr=subprocess.PIPE
+    )
+    try:
+        end = time.monotonic() + 60
+        while not (out / "metrics.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert "another process is training" in mistake(capsys, "train", "--resume", out, "--steps", "200000")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# The real thing
+
+
+@pytest.mark.slow
+def test_real_cifar10_trains_stops_and_resumes(real_data, tmp_path):
+    small = ["cifar10-cond-small", "--data-dir", real_data, "--width", 16, "--batch", 16, "--buffer-size", 64]
+    assert (
+        igebm("train", *small, "--steps", 4, "--save-every", 2, "--sample-steps", 5, "--out", tmp_path / "r").returncode
+        == 0
+    )
+    done = igebm("train", "--resume", tmp_path / "r", "--steps", 6, "--data-dir", real_data)
+    assert done.returncode == 0, done.stderr
+    drawn = igebm("sample", tmp_path / "r", "--label", "horse", "--n", 2, "--steps", 2, "--out", tmp_path / "s")
+    assert drawn.returncode == 0 and np.load(tmp_path / "s" / "labels.npy").tolist() == [7, 7], drawn.stderr

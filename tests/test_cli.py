@@ -237,7 +237,8 @@ def test_c31_names_beyond_ascii_under_a_plain_locale(tmp_path):
 def test_a_signal_saves_and_ends_and_the_run_goes_on(number, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "igebm", "train", "--steps", "100000", *TINY, "--save-every", "1000000"] + ["--out", str(out)],
+        [sys.executable, "-m", "igebm", "train", "--steps", "100000", "--out", str(out), *TINY]
+        + ["--save-every", "1000000"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     log, end = out / "metrics.jsonl", time.monotonic() + 60

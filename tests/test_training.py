@@ -56,8 +56,8 @@ def test_a_2d_mixture_is_learned(objective, power):
     """Four Gaussians in the plane; an MLP on Langevin chains at temperature 1; densities normalised by quadrature.
 
     Eq. 3 on samples of p learns p = q. Eq. 8 weights samples of p by p once more, so it is p² that matches q: both
-    are held
-    to a total variation below 0.15, where the uniform density has 0.75 and the other objective's answer more than 0.2.
+    are held to a total variation below 0.15, where the uniform density has 0.75 and the other objective's answer
+    more than 0.2.
     """
     g = torch.Generator().manual_seed(0)
     centres, sd = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]), 0.35

@@ -22,9 +22,8 @@ class Buffer:
     """`capacity` samples of one `shape` in one preallocated tensor: uint8 for images in [0, 1], or any float dtype.
 
     Empty at the start; fresh chains take new slots until it is full, so that a short run visits each of its chains
-    often
-    and a long one has the paper's many. `labels` gives the labels' dtype and shape as an empty tensor (0,) or (0,
-    d), or None.
+    often and a long one has the paper's many. `labels` gives the labels' dtype and shape as an empty tensor (0,) or
+    (0, d), or None.
 
     policy "slots": drawn without replacement and written back to the drawn slots. "ring" (released code): drawn with
     replacement, first in, first out. rounding "unbiased": x 255 rounded at random, so that E[stored] = x, ends

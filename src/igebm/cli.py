@@ -27,8 +27,7 @@ class Train:
     """Train an energy-based model; with no arguments, on handwritten digits in about two minutes.
 
     Leaves in its folder: preset.json, metrics.jsonl, samples/*.png, checkpoint.pt (for --resume),
-    snapshots/*.safetensors and
-    model.safetensors (the averaged weights, for use).
+    snapshots/*.safetensors and model.safetensors (the averaged weights, for use).
     """
 
     settings: OmitArgPrefixes[Preset]
@@ -150,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has stopped reading: nothing is wrong. Python must not flush to the closed pipe at
         # exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (MemoryError, OSError) as error:
         return _fail(1, f"{error or 'out of memory'}")

@@ -150,9 +150,8 @@ class Model:
         """n samples by `steps` chain steps (default: the preset's sample_steps): uint8 (n, H, W, C) and labels (n,).
 
         Chains start from uniform noise, or from `start` (uint8, n images). A conditional model takes one `label` for
-        all,
-        or `labels` (n,) int64, or goes round its classes. `kernel` replaces the preset's. Raises Fault where a chain
-        leaves the numbers.
+        all, or `labels` (n,) int64, or goes round its classes. `kernel` replaces the preset's. Raises Fault where a
+        chain leaves the numbers.
         """
         steps = self.preset.sample_steps if steps is None else steps
         y_all = self._labels(n, label, labels)

@@ -27,8 +27,7 @@ def maximum_likelihood(e_pos: Float[Tensor, "b"], e_neg: Float[Tensor, "n"]) -> 
 
     Its gradient is eq. 7's. (Algorithm 1 prints softmax(+E), a misprint: it would weight the worst samples most.) The
     weights make importance sampling of p out of *flat* samples; chains that have converged to p are weighted by p
-    once more,
-    so that at temperature 1 it is p² that comes to match the data. For the exact likelihood gradient take
+    once more, so that at temperature 1 it is p² that comes to match the data. For the exact likelihood gradient take
     `contrastive`.
     """
     w = torch.softmax(-e_neg.detach(), dim=0)

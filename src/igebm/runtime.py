@@ -1,8 +1,7 @@
 """The machine at hand: which device, sampling dtype, threads and compilation serve best, found by trying.
 
 What is fastest differs a lot from machine to machine (bfloat16 is twice as fast on a CPU with bf16 units and forty
-times
-slower on one without), so a small convolution is timed rather than a list of processors kept.
+times slower on one without), so a small convolution is timed rather than a list of processors kept.
 """
 
 import os

@@ -4,8 +4,7 @@ conv3x3 followed by a 2x2 average pool is exactly one 4x4 convolution of stride 
 fewer operations), a 1x1 skip commutes with the pool, W / σ is divided once, and an unconditional gain goes into the
 kernel.
 The algebra is differentiable (`fold`, `bind`, `energy`), so that training can take it too; `Twin` is its frozen copy
-in the
-sampling dtype, refreshed in place, on which chains run.
+in the sampling dtype, refreshed in place, on which chains run.
 """
 
 from collections.abc import Callable, Iterator
@@ -229,7 +228,7 @@ def frozen(net: ImageEnergy, y: Tensor | None = None) -> Energy:
 
 
 def _towers(net: ImageEnergy) -> Iterator[Tower]:
-    return iter(net.towers)
+    return iter(net.towers)  # type: ignore[return-value]
 
 
 def _blocks(tower: Tower) -> Iterator[ResBlock]:

@@ -47,8 +47,8 @@ class ImageEnergy(nn.Module):
     """E(x | y) of images in [0, 1].
 
     x is (B, C, H, W), any H and W of at least 2^(number of halvings). y is (B,) int64 class labels with -1 for
-    unlabelled,
-    (B, condition) real-valued latents, or None. With `scales` = s, the energies of s towers at full, half, ...
+    unlabelled, (B, condition) real-valued latents, or None. With `scales` = s, the energies of s towers at full,
+    half, ...
     resolution
     are summed. Returns (B,).
     """

@@ -24,8 +24,7 @@ class SpectralConv2d(nn.Module):
     """Convolution without bias by W / σ(W), "same" padding.  Miyato et al., arXiv:1802.05957
 
     σ = uᵀ W v with W as a (c_out, c_in k k) matrix and u, v by power iteration, not differentiated. A `zero`
-    convolution
-    starts at zero and is divided by max(σ, 1) instead (bounded: a tiny weight is not blown up to norm 1).
+    convolution starts at zero and is divided by max(σ, 1) instead (bounded: a tiny weight is not blown up to norm 1).
     """
 
     u: Tensor

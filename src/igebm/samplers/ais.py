@@ -63,8 +63,8 @@ def log_partition_bracket(
     """log Z₁ from below (forwards, from exact samples x0 of E₀) and from above (backwards, from samples x1 of E₁).
 
     E[w] is unbiased, so by Jensen log ⟨w⟩ is below log Z₁ on average forwards, and above it backwards, provided x1
-    are exact
-    samples of E₁. Where they come from a chain that has not mixed, the upper end is an estimate and no bound.
+    are exact samples of E₁. Where they come from a chain that has not mixed, the upper end is an estimate and no
+    bound.
     """
     forwards, _ = log_weights(E0, E1, x0, list(betas), kernel, transitions, generator)
     backwards, _ = log_weights(E0, E1, x1, list(betas)[::-1], kernel, transitions, generator)

@@ -62,11 +62,9 @@ def run(
     10 + 10 steps are the same chain as 20, bit for bit, with one generator going through both.
 
     `differentiate` lets gradients flow through the chain into x and into what E closes over (L_KL, eq. 9): through
-    no step,
-    the last one alone, or all. Memory then grows with the number of steps; with `recompute` = m only every m-th
-    state is
-    kept and the steps between are run again in the backward pass, with the same noise: m ≈ √steps keeps the least
-    (`record` sees no step of a recomputed segment but the last).
+    no step, the last one alone, or all. Memory then grows with the number of steps; with `recompute` = m only every
+    m-th state is kept and the steps between are run again in the backward pass, with the same noise: m ≈ √steps
+    keeps the least (`record` sees no step of a recomputed segment but the last).
 
     Returns the last state and the last step's info.
     """

@@ -29,8 +29,7 @@ def hmc(
     """p ~ N(0, m I); leapfrog; accepted with probability min(1, e^(H - H')),   H = E(x) + ‖p‖² / 2m
 
     Samples e^(-E) exactly; in a `box`, trajectories that end outside are rejected. An energy that is not a number
-    rejects
-    and counts as divergent. `leapfrog_steps` evaluations of E a step.
+    rejects and counts as divergent. `leapfrog_steps` evaluations of E a step.
     """
 
     def kernel(E: Energy, state: State, generator: torch.Generator | None) -> tuple[State, Info]:

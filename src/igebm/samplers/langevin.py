@@ -23,12 +23,9 @@ def step(
     """x̃ᵏ = x̃ᵏ⁻¹ - η clip(∇E(x̃ᵏ⁻¹), ±V) + σ ω,   ω ~ N(0, I),   then clamped to the box       (eq. 4 / Algorithm 1)
 
     `step_size` η multiplies the gradient and nothing else; `noise` σ is the standard deviation of what is added, in
-    units
-    of x; `clip` V bounds each entry of the gradient (0: no bound). (Eq. 4 as printed multiplies the noise by the
-    step too;
-    Algorithm 1 and the released code do not, and neither do we.) order="before" is the released code's: noise first,
-    the
-    gradient taken at the noised point.
+    units of x; `clip` V bounds each entry of the gradient (0: no bound). (Eq. 4 as printed multiplies the noise by
+    the step too; Algorithm 1 and the released code do not, and neither do we.) order="before" is the released
+    code's: noise first, the gradient taken at the noised point.
 
     Samples e^(-E/T) with T = σ²/2η as η -> 0: see diagnostics.temperature. Returns the new x, and E and ∇E (unclipped)
     where they were taken. Differentiable wherever gradients are enabled.

@@ -15,8 +15,8 @@ def mala(step_size: float, box: tuple[float, float] | None = None) -> Kernel:
     """x' = x - η ∇E(x) + √(2η) ω,   accepted with probability min(1, e^(-E(x')) q(x | x') / (e^(-E(x)) q(x' | x)))
 
     where log q(b | a) = -‖b - a + η ∇E(a)‖² / 4η + const. Samples e^(-E) itself (temperature 1). `step_size` η is in
-    units
-    of x². In a `box`, proposals outside are rejected: the target is e^(-E) on the box. One evaluation of E a step.
+    units of x². In a `box`, proposals outside are rejected: the target is e^(-E) on the box. One evaluation of E a
+    step.
     """
 
     def kernel(E: Energy, state: State, generator: torch.Generator | None) -> tuple[State, Info]:

@@ -12,10 +12,8 @@ def masked(kernel: Kernel, mask: Bool[Tensor, "*m"], known: Float[Tensor, "b *d"
     """`kernel` on the free entries alone: mask true = free (filled by the chain), false = kept exactly as in `known`.
 
     The kernel sees E(where(mask, x, known)), a function of the free entries only, so that what it targets is the
-    conditional
-    p(x_free | x_known): the gradient outside is zero, acceptance steps stay exact, and the kept entries are restored
-    to the
-    last bit after each step. `mask` broadcasts against `known`.
+    conditional p(x_free | x_known): the gradient outside is zero, acceptance steps stay exact, and the kept entries
+    are restored to the last bit after each step. `mask` broadcasts against `known`.
     """
 
     def fill(x: Tensor) -> Tensor:

@@ -36,8 +36,7 @@ def step(
 
 def repeated(E: Energy, candidates: int) -> Callable[[Tensor], Tensor]:
     """(B, candidates, *shape) -> (B, candidates): one call of E for each candidate index, so that what E binds item
-    by item
-    (labels, the past of a trajectory) stays beside its item."""
+    by item (labels, the past of a trajectory) stays beside its item."""
     return lambda x: torch.stack([checked(E(x[:, i]), x) for i in range(candidates)], dim=1)
 
 

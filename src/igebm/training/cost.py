@@ -13,8 +13,7 @@ from ..presets import Preset
 
 def cost(preset: Preset, shape: Shape) -> dict[str, Any]:
     """Parameters; FLOP (2 per multiply-add, convolutions and matrix products) of one image in a chain step and in an
-    update,
-    and of a whole iteration: batch (K chain steps + the update on as many data as samples)."""
+    update, and of a whole iteration: batch (K chain steps + the update on as many data as samples)."""
     net = build_net(preset, shape)
     x = torch.rand(1, *shape.image)
     y = torch.zeros(1, dtype=torch.long) if net.condition else None

@@ -61,8 +61,7 @@ def train(state: TrainState, images: Images, folder: Path, runtime: Runtime, wat
     """Train `state` up to its preset's number of steps; everything it leaves lies in `folder`.
 
     Saves and ends early when the watcher says stop, or the preset's minutes are over. Raises Fault where training
-    diverges
-    and may not (or no longer) go back.
+    diverges and may not (or no longer) go back.
     """
     p, guarding = state.preset, Guard(state.preset.gap_limit)
     loader = Loader(images, p.batch, seed=p.seed, device=state.device, flip=p.flip, crop=p.crop, say=watcher.say)

@@ -1,6 +1,5 @@
 """What a run carries from step to step, and how it is saved: everything for resuming (checkpoint), the averaged
-weights for
-use (snapshot). A checkpoint is written whole, and the one before it is kept until then, and after.
+weights for use (snapshot). A checkpoint is written whole, and the one before it is kept until then, and after.
 """
 
 import os
@@ -86,8 +85,7 @@ def generators(state: TrainState) -> tuple[torch.Generator, torch.Generator]:
     """The random streams of the next iteration, for the host and the device.
 
     They depend on the seed, the rollbacks and the step alone, so a resumed run draws what an uninterrupted one draws
-    and
-    no generator's state needs saving. torch's global stream, which dropout draws from, is set as well.
+    and no generator's state needs saving. torch's global stream, which dropout draws from, is set as well.
     """
     key = [state.preset.seed, state.rollbacks, state.step]
     host, device, dropout = (int(s) for s in np.random.SeedSequence(key).generate_state(3, np.uint64) >> np.uint64(1))

@@ -133,6 +133,17 @@ class DataCheck:
     """as JSON"""
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Measure this machine: speed of chain and training against a plain reference and the machine's own limit."""
+
+    machine: OmitArgPrefixes[Machine]
+    quick: bool = False
+    """a small selection, under a minute on two cores; all of it takes several"""
+    json: Path | None = None
+    """write the rows and their circumstances to this file"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0: done, 1: a fault while running, 2: the user's mistake, 130: interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -306,6 +317,17 @@ def check_data(args: list[str]) -> int:
     return 0
 
 
+def bench(args: list[str]) -> int:
+    asked = parse(Bench, "bench", args)
+    from .benchmarks.speed import bench as run
+    from .files import write_json
+
+    measured = run(asked.machine, asked.quick)
+    if asked.json is not None:
+        write_json(asked.json, measured)
+    return 0
+
+
 @dataclass(frozen=True)
 class Command:
     run: Callable[[list[str]], int]
@@ -317,6 +339,7 @@ COMMANDS = {
     "sample": Command(sample, "draw samples from a model"),
     "energy": Command(energy, "the energy of each image of a data set"),
     "presets": Command(list_presets, "the named settings, and the paper's tables and figures they reproduce"),
+    "bench": Command(bench, "measure this machine against a plain reference and its own limit"),
     "data list": Command(list_data, "the named data sets, and where they are"),
     "data check": Command(check_data, "read a data set as training would and say what is in it"),
 }

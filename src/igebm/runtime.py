@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,25 +30,47 @@ class Runtime:
     reason: str
 
     @property
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, for `probe(before=...)`."""
+        return {
+            "device": self.device.type,
+            "dtype": self.dtype_name,
+            "compiled": self.compiled,
+            "threads": self.threads,
+        }
+
+    @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
 
-def probe(device: str = "auto", dtype: str = "auto", compile: str = "auto", threads: int = 0) -> Runtime:
+def probe(
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: str = "auto",
+    threads: int = 0,
+    before: dict[str, Any] | None = None,
+) -> Runtime:
     """Choose what is "auto" (threads: 0) and check what is asked for. Takes under a second on a CPU.
 
+    `before` is what a run that is resumed computed with (`Runtime.kept`): on the same kind of device it takes the
+    place of
+    "auto", so that the numbers go on as they were, except for a dtype that this machine runs at under half speed.
     Sets torch's thread count. Raises InputError for a device, dtype or compiler that this machine does not have.
     """
     where, why = _device(device)
+    before = before if before is not None and before.get("device") == where.type else None
+    if before is not None:
+        threads = threads or min(before["threads"], _threads(0))
     threads = _threads(threads)
     torch.set_num_threads(threads)
     if dtype == "auto":
-        kind, why_dtype = _fastest_dtype(where)
+        kind, why_dtype = _fastest_dtype(where, DTYPES[before["dtype"]] if before is not None else None)
     elif dtype in DTYPES:
         kind, why_dtype = DTYPES[dtype], "dtype as asked"
     else:
         raise unknown("dtype", dtype, ["auto", *DTYPES])
-    compiled, why_compile = _compiled(compile, where)
+    compiled, why_compile = _compiled(compile, where, before["compiled"] if before is not None else None)
     return Runtime(where, kind, compiled, threads, "; ".join([why, why_dtype, why_compile, f"{threads} threads"]))
 
 
@@ -108,7 +131,9 @@ def _cgroup_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
     return None if quota == "max" else max(1, int(quota) // int(period))
 
 
-def _fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+def _fastest_dtype(device: torch.device, before: torch.dtype | None = None) -> tuple[torch.dtype, str]:
+    if before is torch.float32 or (before is not None and device.type == "cuda"):
+        return before, f"{str(before).removeprefix('torch.')} (as before)"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "bfloat16 (the GPU has it)"
@@ -116,7 +141,7 @@ def _fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     seconds = {kind: _convolution_seconds(kind) for kind in (torch.float32, torch.bfloat16)}
     gain = seconds[torch.float32] / seconds[torch.bfloat16]
     # A clear gain only: bfloat16 costs digits, and a noisy machine should not choose by chance.
-    kind = torch.bfloat16 if gain > 1.25 else torch.float32
+    kind = torch.bfloat16 if gain > (1.25 if before is None else 0.5) else torch.float32
     return kind, f"{str(kind).removeprefix('torch.')} (bfloat16 runs at {gain:.2g} times the speed of float32 here)"
 
 
@@ -134,7 +159,7 @@ def _convolution_seconds(dtype: torch.dtype) -> float:
     return min(times[1:])
 
 
-def _compiled(asked: str, device: torch.device) -> tuple[bool, str]:
+def _compiled(asked: str, device: torch.device, before: bool | None = None) -> tuple[bool, str]:
     if asked not in ("auto", "on", "off"):
         raise unknown("choice for --compile", asked, ["auto", "on", "off"])
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
@@ -146,6 +171,8 @@ def _compiled(asked: str, device: torch.device) -> tuple[bool, str]:
         return False, "eager (no C++ compiler)"
     if asked == "on":
         return True, "compiled as asked"
+    if before is not None:
+        return before, "compiled (as before)" if before else "eager (as before)"
     if device.type == "cuda":
         return True, "compiled"
     if torch.cpu._is_amx_tile_supported():

@@ -87,9 +87,7 @@ def resume(
         terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total)")
         return Outcome("done", step, 0.0), folder
     with alone(folder):
-        kept = saved["runtime"]
-        # The same dtype as before, so that the chain goes on with the same numbers.
-        runtime = open_machine(replace(machine, dtype=kept["dtype"] if machine.dtype == "auto" else machine.dtype))
+        runtime = open_machine(machine, before=saved["runtime"])
         images = open_data(preset, data_dir, skip_bad)
         shape = Shape(*saved["shape"], classes=tuple(saved["classes"]))
         state = states.start(preset, shape, runtime, saved["facts"])
@@ -163,8 +161,8 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def open_machine(machine: Machine) -> Runtime:
-    runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads)
+def open_machine(machine: Machine, before: dict[str, Any] | None = None) -> Runtime:
+    runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads, before)
     terminal.say(f"machine: {runtime.reason}")
     return runtime
 

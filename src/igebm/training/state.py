@@ -130,7 +130,7 @@ def _to_dict(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "optimizer": state.optimizer.state_dict(),
         "buffer": state.buffer.state_dict(),
         "counters": {name: getattr(state, name) for name in _COUNTERS},
-        "runtime": {"dtype": runtime.dtype_name, "compiled": runtime.compiled},
+        "runtime": runtime.kept,
         "facts": state.facts,
     }
 

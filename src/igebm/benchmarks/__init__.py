@@ -1,0 +1,1 @@
+"""How fast this machine runs it: `igebm bench` (speed.py), beside a plain reference implementation (reference.py)."""

@@ -1,0 +1,289 @@
+"""`igebm bench`: this machine's speed against its own limit and against the plain reference, all in one run.
+
+Times are the best of several runs, ours and the reference's in turn, so that a machine whose speed drifts treats both
+alike. The limit is the rate of a large matrix product in the sampling dtype; the share is of the folded network's
+operations (the reference would need about twice as many for the same energies).
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__, presets
+from ..data import Images, Loader
+from ..energy import energy_and_grad
+from ..model import Shape, build_kernel, build_net
+from ..nets.fold import Twin
+from ..presets import Machine
+from ..runtime import Runtime, probe
+from ..samplers import run
+from ..training import loop
+from ..training import state as states
+from ..training.cost import cost
+from ..training.guard import Guard
+from ..training.loop import train_step
+from . import reference
+
+Say = Callable[[str], None]
+CLASSES = tuple("0123456789")
+FIGURE_14A = presets.named("cifar10-cond")
+
+
+def bench(machine: Machine, quick: bool = False, say: Say = print) -> dict[str, Any]:
+    """Measure and return plain data: `machine`, `rate` (matrix products), `rows` (each with ours_ms, reference_ms,
+    speedup)."""
+    load_before = os.getloadavg()
+    runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads)
+    say(f"machine: {cpu_name()}; {runtime.reason}; load {load_before[0]:.2f}")
+    rate = {
+        name: matrix_rate(runtime, dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    }
+    say("matrix products: " + ", ".join(f"{name} {r / 1e9:.0f} GFLOP/s" for name, r in rate.items()))
+    limit = rate[runtime.dtype_name]
+    rows = []
+    for width, batch in ((64, 32),) if quick else ((128, 32), (128, 128), (64, 32), (64, 128)):
+        rows.append(langevin_row(runtime, width, batch, limit, repeats=3 if quick else 5))
+        say(line(rows[-1]))
+    for width, batch, steps in ((64, 16, 6),) if quick else ((128, 32, 20), (64, 32, 20)):
+        rows.append(iteration_row(runtime, width, batch, steps, limit, repeats=2))
+        say(line(rows[-1]))
+    for width, batch in ((64, 32),) if quick else ((128, 32), (128, 128)):
+        rows.append(memory_row(runtime, width, batch))
+        say(line(rows[-1]))
+    return {
+        "machine": circumstances(runtime) | {"load_before": load_before, "load_after": os.getloadavg()},
+        "rate_flop_per_s": rate,
+        "quick": quick,
+        "rows": rows,
+    }
+
+
+def langevin_row(runtime: Runtime, width: int, batch: int, limit: float, repeats: int) -> dict[str, Any]:
+    """ms per image and Langevin step of Fig. 14a on 32x32 images: chains on the twin, and the reference's loop."""
+    preset = replace(FIGURE_14A, width=width, batch=batch)
+    net, kernel = build_net(preset, Shape(3, 32, 32, CLASSES)).to(runtime.device), build_kernel(preset)
+    plain = reference.Figure14a(width).to(runtime.device)
+    x, y = start(runtime, batch)
+    E = Twin(net, runtime.dtype, runtime.compiled).given(y)
+    steps = 2
+    ours, theirs = in_turn(
+        lambda: run(kernel, E, x, steps), lambda: reference.chain(plain, x, y, steps), repeats, runtime.device
+    )
+    flop = cost(preset, Shape(3, 32, 32, CLASSES))["flop_per_image_and_chain_step"]
+    each = 1e3 / (batch * steps)
+    return {
+        "what": "langevin step",
+        "unit": "ms per image",
+        "width": width,
+        "batch": batch,
+        "ours_ms": ours * each,
+        "reference_ms": theirs * each,
+        "speedup": theirs / ours,
+        "flop_per_image": flop,
+        "share_of_matrix_rate": flop * batch * steps / ours / limit,
+    }
+
+
+def iteration_row(runtime: Runtime, width: int, batch: int, steps: int, limit: float, repeats: int) -> dict[str, Any]:
+    """ms of a whole training iteration; `outside` is the share that is neither chain nor the update's two passes."""
+    preset = replace(FIGURE_14A, width=width, batch=batch, chain_steps=steps, buffer_size=4 * batch)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
+    state = states.start(preset, Shape(3, 32, 32, CLASSES), runtime, {})
+    loader = Loader(Images("noise", pixels, np.arange(512) % 10, CLASSES), batch, device=runtime.device)
+    plain = reference.Figure14a(width).to(runtime.device)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-4, betas=(0.0, 0.999))
+    x, y = start(runtime, batch)
+    ours, theirs = in_turn(
+        lambda: train_step(state, loader, Guard(float("inf"))),
+        lambda: reference.iteration(plain, optimizer, x.clone(), x, y, steps),
+        repeats,
+        runtime.device,
+    )
+    flop = cost(preset, Shape(3, 32, 32, CLASSES))["flop_per_iteration"]
+    return {
+        "what": "training iteration",
+        "unit": "ms",
+        "width": width,
+        "batch": batch,
+        "chain_steps": steps,
+        "ours_ms": ours * 1e3,
+        "reference_ms": theirs * 1e3,
+        "speedup": theirs / ours,
+        "share_of_matrix_rate": flop / ours / limit,
+        "outside": outside_share(state, loader),
+    }
+
+
+def outside_share(state: states.TrainState, loader: Loader) -> float:
+    """The share of an iteration spent neither in the chain nor in folding and the update's forward and backward passes:
+    what the loop adds around the method's own work."""
+    method, synchronise = 0.0, torch.cuda.synchronize if state.device.type == "cuda" else lambda: None
+
+    def timed(f: Callable) -> Callable:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal method
+            synchronise()
+            start = time.perf_counter()
+            result = f(*args, **kwargs)
+            synchronise()
+            method += time.perf_counter() - start
+            return timed(result) if callable(result) and not isinstance(result, torch.Tensor) else result
+
+        return wrapped
+
+    plain = loop.samplers.run, loop.attached, torch.Tensor.backward
+    loop.samplers.run, loop.attached, torch.Tensor.backward = map(timed, plain)  # type: ignore[method-assign]
+    try:
+        whole = best(lambda: train_step(state, loader, Guard(float("inf"))), 1, state.device)
+    finally:
+        loop.samplers.run, loop.attached, torch.Tensor.backward = plain  # type: ignore[method-assign]
+    return 1 - method / whole
+
+
+def memory_row(runtime: Runtime, width: int, batch: int) -> dict[str, Any]:
+    """Peak memory of a chain beyond the network's own, in MiB; on a CPU each is measured in a process of its own."""
+    if runtime.device.type == "cuda":
+        ours, theirs = (gpu_peak(runtime, kind, width, batch) for kind in ("ours", "reference"))
+    else:
+        ours, theirs = (child_peak(runtime, kind, width, batch) for kind in ("ours", "reference"))
+    row = {"what": "peak memory of a chain", "unit": "MiB", "width": width, "batch": batch}
+    return row | {"ours_mib": ours, "reference_mib": theirs, "ratio": ours / theirs}
+
+
+def peak_work(runtime: Runtime, kind: str, width: int, batch: int) -> Callable[[], Any]:
+    """Two steps of the chain whose memory is asked, with all that lives longer made beforehand."""
+    x, y = start(runtime, batch)
+    if kind == "reference":
+        plain = reference.Figure14a(width).to(runtime.device)
+        return lambda: reference.chain(plain, x, y, 2)
+    preset = replace(FIGURE_14A, width=width)
+    net = build_net(preset, Shape(3, 32, 32, CLASSES)).to(runtime.device)
+    E = Twin(net, runtime.dtype, runtime.compiled).given(y)
+    return lambda: run(build_kernel(preset), E, x, 2)
+
+
+def gpu_peak(runtime: Runtime, kind: str, width: int, batch: int) -> float:
+    work = peak_work(runtime, kind, width, batch)
+    work()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def child_peak(runtime: Runtime, kind: str, width: int, batch: int) -> float:
+    """The growth of the resident set while the chain runs, from a fresh process (Linux; nan elsewhere)."""
+    if not Path("/proc/self/status").exists():
+        return float("nan")
+    code = "from igebm.benchmarks.speed import print_peak; print_peak(*__import__('sys').argv[1:])"
+    args = [kind, str(width), str(batch), runtime.dtype_name, str(runtime.threads)]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def print_peak(kind: str, width: str, batch: str, dtype: str, threads: str) -> None:
+    runtime = probe("cpu", dtype, "off", int(threads))
+    energy_and_grad(lambda x: x.square().sum(1), torch.rand(4, 4))  # torch's own start-up
+    small = peak_work(runtime, kind, 8, 1)
+    small()
+    work = peak_work(runtime, kind, int(width), int(batch))
+    before = resident("VmRSS")
+    work()
+    print((resident("VmHWM") - before) / 1024)
+
+
+def resident(field: str) -> float:
+    """A field of /proc/self/status in KiB: VmRSS is the resident set now, VmHWM its highest so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def start(runtime: Runtime, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator(runtime.device).manual_seed(0)
+    x = torch.rand(batch, 3, 32, 32, generator=generator, device=runtime.device)
+    return x, torch.arange(batch, device=runtime.device) % 10
+
+
+def matrix_rate(runtime: Runtime, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product: what this machine can do at best."""
+    n = 8192 if runtime.device.type == "cuda" else 2048
+    a = torch.ones(n, n, dtype=dtype, device=runtime.device)
+    slow = runtime.device.type == "cpu" and dtype != runtime.dtype  # a dtype without units may take minutes
+    if slow:
+        a = a[:512, :512].contiguous()
+    seconds = best(lambda: a @ a, 2 if slow else 6, runtime.device)
+    return 2 * a.shape[0] ** 3 / seconds
+
+
+def in_turn(a: Callable, b: Callable, repeats: int, device: torch.device) -> tuple[float, float]:
+    """The best times of a and b in seconds, run in turn after a warm-up each."""
+    for warm_up in (a, b):
+        warm_up()
+    pairs = [(best(a, 1, device), best(b, 1, device)) for _ in range(repeats)]
+    return min(p[0] for p in pairs), min(p[1] for p in pairs)
+
+
+def best(f: Callable, repeats: int, device: torch.device) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        f()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def circumstances(runtime: Runtime) -> dict[str, Any]:
+    """What a number needs beside it to be believed."""
+    return {
+        "cpu": cpu_name(),
+        "cpu_flags": [flag for flag in cpu_flags() if flag.startswith(("avx", "amx", "fma"))],
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "runtime": runtime.reason,
+        "dtype": runtime.dtype_name,
+        "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "command": " ".join(["igebm", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def cpu_name() -> str:
+    return next((v for k, v in cpu_info() if k == "model name"), platform.processor() or "unknown CPU")
+
+
+def cpu_flags() -> list[str]:
+    return next((v.split() for k, v in cpu_info() if k == "flags"), [])
+
+
+def cpu_info() -> list[tuple[str, str]]:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(k.strip(), v.strip()) for k, _, v in (line.partition(":") for line in lines)]
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as a person reads it."""
+    head = f"{row['what']}, width {row['width']}, batch {row['batch']}"
+    if "ratio" in row:
+        return f"{head}: {row['ours_mib']:.0f} MiB, reference {row['reference_mib']:.0f} MiB ({row['ratio']:.2f} of it)"
+    steps = f", K {row['chain_steps']}" if "chain_steps" in row else ""
+    outside = f", {row['outside']:.1%} outside chain and update" if "outside" in row else ""
+    return (
+        f"{head}{steps}: {row['ours_ms']:.4g} {row['unit']}, reference {row['reference_ms']:.4g} "
+        f"({row['speedup']:.1f} times "
+        f"faster), {row['share_of_matrix_rate']:.2f} of the matrix rate{outside}"
+    )

@@ -54,7 +54,7 @@ class Sample:
 
     machine: OmitArgPrefixes[Machine]
     model: Positional[str]
-    """a run folder or a .safetensors file"""
+    """a run folder, a .safetensors file or a name of `igebm models`"""
     n: int = 64
     """how many"""
     label: str | None = None
@@ -80,7 +80,7 @@ class EnergyOf:
 
     machine: OmitArgPrefixes[Machine]
     model: Positional[str]
-    """a run folder or a .safetensors file"""
+    """a run folder, a .safetensors file or a name of `igebm models`"""
     data: Positional[str]
     """a data set's name, hf:owner/name, a folder of images, or an .npz"""
     out: Path | None = None
@@ -103,6 +103,16 @@ class Presets:
 
     json: bool = False
     """all settings, as JSON"""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that come with the package; with a NAME, its card: data, command, machine, what it can and cannot
+    do."""
+
+    name: Positional[str | None] = None
+    json: bool = False
+    """as JSON"""
 
 
 @dataclass(frozen=True)
@@ -295,6 +305,24 @@ def list_presets(args: list[str]) -> int:
     return 0
 
 
+def list_models(args: list[str]) -> int:
+    asked = parse(Models, "models", args)
+    from . import pretrained
+    from .terminal import pretty, table
+
+    if asked.name is not None and asked.name not in pretrained.names():
+        raise unknown("bundled model", asked.name, pretrained.names())
+    cards = {name: pretrained.card(name) for name in ([asked.name] if asked.name else pretrained.names())}
+    if asked.json:
+        print(json.dumps(cards, indent=2))
+    elif asked.name:
+        print("\n".join(pretty(cards[asked.name])))
+    else:
+        shown = ("parameters", "iterations", "note")
+        print(table([{"model": name} | {k: card[k] for k in shown} for name, card in cards.items()]))
+    return 0
+
+
 def list_data(args: list[str]) -> int:
     asked = parse(DataList, "data list", args)
     from .data import available
@@ -340,6 +368,7 @@ COMMANDS = {
     "energy": Command(energy, "the energy of each image of a data set"),
     "presets": Command(list_presets, "the named settings, and the paper's tables and figures they reproduce"),
     "bench": Command(bench, "measure this machine against a plain reference and its own limit"),
+    "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),
     "data check": Command(check_data, "read a data set as training would and say what is in it"),
 }

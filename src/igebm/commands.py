@@ -172,23 +172,8 @@ def check(asked) -> None:
     if asked.json:
         print(json.dumps(found, indent=2))
         return
-    for line in pretty(found):
+    for line in terminal.pretty(found):
         print(line)
-
-
-def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
-    """Nested plain data as indented lines; long tables of counts on one line."""
-    indent = "  " * depth
-    if isinstance(value, dict) and value:
-        flat = all(not isinstance(v, dict | list) for v in value.values())
-        if flat and depth > 1:
-            return [f"{indent}{name}: " + ", ".join(f"{k} {v}" for k, v in value.items())]
-        head = [f"{indent}{name}:"] if name else []
-        inner = depth + 1 if name else depth
-        return head + [line for k, v in value.items() for line in pretty(v, str(k), inner)]
-    if isinstance(value, list | tuple):
-        value = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) or "none"
-    return [f"{indent}{name}: {value}"]
 
 
 def open_model(where: str, machine: Machine) -> Model:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import __version__, presets
+from . import __version__, presets, pretrained
 from .data import dequantise, quantise
 from .energy import Energy
 from .errors import Fault, InputError, unknown
@@ -194,10 +195,22 @@ class Model:
         return torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
 
 
-def save(path: Path, net: nn.Module, preset: Preset, shape: Shape, step: int, facts: dict[str, Any]) -> None:
-    """One safetensors file with all that `load` needs: weights, settings, image shape, classes, origin and a
-    checksum."""
+def save(
+    path: Path,
+    net: nn.Module,
+    preset: Preset,
+    shape: Shape,
+    step: int,
+    facts: dict[str, Any],
+    weights: torch.dtype | None = None,
+) -> None:
+    """One safetensors file with all that `load` needs: weights, settings, image shape, classes, origin, a checksum.
+
+    `weights` stores the parameters in another dtype (bfloat16 halves the file); buffers stay as they are.
+    """
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in net.state_dict().items()}
+    for name, p in net.named_parameters():
+        tensors[name] = tensors[name].to(weights or p.dtype)
     about = {
         "igebm": __version__,
         "settings": presets.to_dict(preset),
@@ -214,7 +227,7 @@ def save(path: Path, net: nn.Module, preset: Preset, shape: Shape, step: int, fa
 def load(
     where: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, compiled: bool = False
 ) -> Model:
-    """The model of a run folder or a .safetensors file. Nothing in it is executed.
+    """The model of a run folder, a .safetensors file or a bundled name. Nothing in it is executed.
 
     Raises InputError where there is none, where the file is foreign, damaged or of another network.
     """
@@ -230,15 +243,19 @@ def load(
 
 
 def find(where: str | Path) -> Path:
-    """The safetensors file that a MODEL argument means."""
+    """The safetensors file that a MODEL argument means: a run folder's, the file itself, or a bundled model's."""
     path = Path(where)
-    if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            raise InputError(f"{path} holds no model.safetensors; is it a run folder, and has the run saved once?")
+    if path.is_file():
+        return path
+    if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
-    if not path.is_file():
-        raise InputError(f"no model {str(where)!r}: give a run folder or a .safetensors file")
-    return path
+    if str(where) in pretrained.names():
+        return pretrained.FOLDER / f"{where}.safetensors"
+    if path.is_dir():
+        raise InputError(f"{path} holds no model.safetensors; is it a run folder, and has the run saved once?")
+    near = get_close_matches(str(where), pretrained.names(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else f" (bundled: {', '.join(pretrained.names()) or 'none'})"
+    raise InputError(f"no model {str(where)!r}: give a run folder, a .safetensors file or a bundled name{hint}")
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

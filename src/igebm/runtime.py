@@ -132,7 +132,7 @@ def _cgroup_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
 
 
 def _fastest_dtype(device: torch.device, before: torch.dtype | None = None) -> tuple[torch.dtype, str]:
-    if before is torch.float32 or (before is not None and device.type == "cuda"):
+    if before is not None and (before is torch.float32 or device.type == "cuda"):
         return before, f"{str(before).removeprefix('torch.')} (as before)"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):

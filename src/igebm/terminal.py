@@ -102,3 +102,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells = [heads] + [[str(row.get(h, "")) for h in heads] for row in rows]
     widths = [max(len(r[i]) for r in cells) for i in range(len(heads))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in cells)
+
+
+def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
+    """Nested plain data as indented lines; long tables of counts on one line."""
+    indent = "  " * depth
+    if isinstance(value, dict) and value:
+        flat = all(not isinstance(v, dict | list) for v in value.values())
+        if flat and depth > 1:
+            return [f"{indent}{name}: " + ", ".join(f"{k} {v}" for k, v in value.items())]
+        head = [f"{indent}{name}:"] if name else []
+        inner = depth + 1 if name else depth
+        return head + [line for k, v in value.items() for line in pretty(v, str(k), inner)]
+    if isinstance(value, list | tuple):
+        value = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) or "none"
+    return [f"{indent}{name}: {value}"]

@@ -1,0 +1,67 @@
+"""Put a trained model into the package: `python benchmarks/bundle.py RUN NAME --note "what it can and cannot do"`.
+
+Writes src/igebm/pretrained/NAME.safetensors (weights in bfloat16, the vectors of the power iteration in float32) and
+the card
+NAME.json from the run's own files; `--snapshot` takes a snapshot of the run instead of its last model, `--quality
+FILE` adds the
+numbers of benchmarks/quality.py.
+"""
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import torch
+
+from igebm import model, pretrained
+from igebm.files import write_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--snapshot", type=Path)
+    parser.add_argument("--note", required=True)
+    parser.add_argument("--quality", type=Path)
+    asked = parser.parse_args()
+    m = model.load(asked.snapshot or asked.run)
+    target = pretrained.FOLDER / f"{asked.name}.safetensors"
+    model.save(target, m.net, m.preset, m.shape, m.step, m.facts, weights=torch.bfloat16)
+    about = json.loads((asked.run / "preset.json").read_text())
+    lines = [json.loads(line) for line in (asked.run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line.get("step", m.step + 1) <= m.step]
+    card = {
+        "name": asked.name,
+        "preset": m.facts.get("preset"),
+        "data": m.facts.get("data"),
+        "classes": list(m.shape.classes),
+        "image": {"channels": m.shape.channels, "height": m.shape.height, "width": m.shape.width},
+        "command": " ".join(about["command"]),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
+        "iterations": m.step,
+        "training_seconds": wall_seconds(steps),
+        "machine": about["machine"],
+        "versions": about["versions"],
+        "parameters": sum(p.numel() for p in m.net.parameters()),
+        "bytes": target.stat().st_size,
+        "note": asked.note,
+    }
+    if asked.quality:
+        card["quality"] = json.loads(asked.quality.read_text())
+    write_json(target.with_suffix(".json"), card)
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, step {m.step}")
+
+
+def wall_seconds(lines: list[dict]) -> float:
+    """The run's time: the clock starts anew each time a run is resumed."""
+    clocks = [line["seconds"] for line in lines]
+    ends = [a for a, b in zip(clocks, clocks[1:], strict=False) if b < a]
+    return round(sum(ends) + (clocks[-1] if clocks else 0.0), 1)
+
+
+if __name__ == "__main__":
+    main()

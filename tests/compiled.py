@@ -1,0 +1,38 @@
+"""Run by test_runtime.py in a process without type checks, which the compiler cannot trace: `compiled.py DEVICE DTYPE`.
+
+A compiled twin against the eager float32 one on the CPU, over other labels and other weights; prints the largest deviations
+of energies and gradients, relative to the largest values, and the number of graphs that were compiled.
+"""
+
+import json
+import sys
+
+import torch
+from torch._dynamo.utils import counters
+
+from igebm.energy import energy_and_grad
+from igebm.nets.fold import Twin
+from igebm.nets.image import ImageEnergy
+
+device, dtype = sys.argv[1], {"float32": torch.float32, "bfloat16": torch.bfloat16}[sys.argv[2]]
+torch.manual_seed(0)
+net = ImageEnergy(1, 8, [(1, True), (2, False)], 3)
+with torch.no_grad():
+    for p in net.parameters():
+        p.add_(0.1 * torch.randn_like(p))
+other = ImageEnergy(1, 8, [(1, True), (2, False)], 3).to(device)
+x, eager, compiled = torch.rand(4, 1, 8, 8), Twin(net), Twin(other, dtype, compiled=True)
+off_e = off_g = 0.0
+for labels in ([0, 1, 2, -1], [2, 2, 2, 2], [0, 0, 1, 1]):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1.05)
+    other.load_state_dict(net.state_dict())
+    eager.refresh()
+    compiled.refresh()
+    y = torch.tensor(labels)
+    e, g = energy_and_grad(eager.given(y), x)
+    e2, g2 = energy_and_grad(compiled.given(y.to(device)), x.to(device))
+    off_e = max(off_e, ((e2.cpu() - e).abs().max() / e.abs().max()).item())
+    off_g = max(off_g, ((g2.cpu() - g).norm() / g.norm()).item())
+print(json.dumps({"energy": off_e, "gradient": off_g, "graphs": counters["stats"]["unique_graphs"]}))

@@ -1,0 +1,132 @@
+"""The machine: what is found out, what is refused, and that compiled, GPU and eager energies are the same energies."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import TINY, assert_same, fresh
+
+from igebm import runtime
+from igebm.data import Loader
+from igebm.errors import InputError
+from igebm.training import state as states
+from igebm.training.guard import Guard
+from igebm.training.loop import train_step
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_were():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_what_is_asked_for_is_what_is_given():
+    r = runtime.probe("cpu", "float32", "off", 1)
+    assert (r.device.type, r.dtype, r.compiled, r.threads) == ("cpu", torch.float32, False, 1)
+    assert torch.get_num_threads() == 1
+
+
+def test_the_faster_dtype_is_chosen(monkeypatch):
+    """bfloat16 at twice the speed: yes; at 1.1 times: not worth its digits; at a fortieth (no units): never."""
+    for gain, want in ((2.0, torch.bfloat16), (1.1, torch.float32), (1 / 40, torch.float32)):
+        seconds = {torch.float32: 1.0, torch.bfloat16: 1.0 / gain}
+        monkeypatch.setattr(runtime, "_convolution_seconds", lambda dtype, seconds=seconds: seconds[dtype])
+        assert runtime.probe("cpu", "auto", "off", 1).dtype is want
+
+
+def test_a_resumed_run_keeps_its_dtype_unless_it_crawls(monkeypatch):
+    kept = dict(device="cpu", dtype="bfloat16", compiled=False, threads=1)
+    for gain, want in ((2.0, torch.bfloat16), (0.9, torch.bfloat16), (1 / 40, torch.float32)):
+        seconds = {torch.float32: 1.0, torch.bfloat16: 1.0 / gain}
+        monkeypatch.setattr(runtime, "_convolution_seconds", lambda dtype, seconds=seconds: seconds[dtype])
+        assert runtime.probe("cpu", before=kept).dtype is want
+        assert runtime.probe("cpu", before=kept | {"dtype": "float32"}).dtype is torch.float32
+        assert runtime.probe("cpu", before=kept | {"device": "cuda"}).dtype is (want if gain == 2.0 else torch.float32)
+
+
+def test_threads_are_the_cores_this_process_may_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
+    monkeypatch.setattr(runtime, "_cgroup_cores", lambda: None)
+    assert runtime._threads(0) == 4 and runtime._threads(3) == 3
+    monkeypatch.undo()
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert runtime._cgroup_cores(tmp_path / "cpu.max") == 2
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert runtime._cgroup_cores(tmp_path / "cpu.max") is None
+    with pytest.raises(InputError, match="--threads -1"):
+        runtime._threads(-1)
+
+
+def test_without_a_compiler_a_cpu_run_stays_eager_and_says_so(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    r = runtime.probe("cpu", "float32", "auto", 1)
+    assert not r.compiled and "no C++ compiler" in r.reason
+    with pytest.raises(InputError, match="no C.. compiler here"):
+        runtime.probe("cpu", "float32", "on", 1)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:1", "cuda0", ""])
+def test_c29_unknown_devices(device):
+    with pytest.raises(InputError, match="unknown device"):
+        runtime.probe(device)
+
+
+def compiled_against_eager(device: str, dtype: str) -> dict[str, float]:
+    script = Path(__file__).with_name("compiled.py")
+    done = subprocess.run([sys.executable, script, device, dtype], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_step_is_the_eager_one_and_keeps_its_graph():
+    """One compilation serves every label and every later weight; energies and gradients are the eager ones."""
+    found = compiled_against_eager("cpu", "float32")
+    assert found["energy"] < 1e-4 and found["gradient"] < 1e-4 and found["graphs"] == 1
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("bfloat16", 3e-2)])
+def test_compiled_gpu_energies_are_the_cpus(dtype, tolerance):
+    found = compiled_against_eager("cuda", dtype)
+    assert found["energy"] < tolerance and found["gradient"] < 5 * tolerance and found["graphs"] == 1
+
+
+@pytest.mark.gpu
+def test_gpu_run_repeats_itself_and_its_checkpoint_resumes_on_a_cpu(tmp_path):
+    """C29: two runs on the GPU agree; the checkpoint loads on a CPU, with the same energies within 1e-4."""
+    device = runtime.probe("cuda", "float32", "off")
+    _, x = fresh()
+    runs = []
+    for _ in range(2):
+        state = states.start(TINY, states.Shape(1, 8, 8, x.classes), device, {})
+        loader = Loader(x, 8, device=state.device)
+        for _ in range(3):
+            metrics = train_step(state, loader, Guard(1e9))
+        runs.append(metrics)
+    assert runs[0]["e_neg"] == pytest.approx(runs[1]["e_neg"], rel=1e-3)
+    states.save_checkpoint(tmp_path, state, device)
+    cpu, _ = fresh()
+    states.restore(cpu, states.read_checkpoint(tmp_path, print), tmp_path)
+    z, y = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        assert torch.allclose(cpu.net(z, y), state.net(z.cuda(), y.cuda()).cpu(), atol=1e-4)
+    assert_same(cpu.buffer.state_dict(), state.buffer.state_dict())
+
+
+@pytest.mark.gpu
+def test_gpu_loader_reads_a_memory_mapped_set(monkeypatch):
+    from igebm.data import loader as module
+
+    monkeypatch.setattr(module, "ON_DEVICE", 0)
+    _, x = fresh()
+    pixels, labels = Loader(x, 8, device="cuda")(0, torch.Generator("cuda"))
+    assert pixels.device.type == "cuda" and pixels.shape == (8, 1, 8, 8) and labels.device.type == "cuda"

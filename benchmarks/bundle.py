@@ -1,10 +1,8 @@
 """Put a trained model into the package: `python benchmarks/bundle.py RUN NAME --note "what it can and cannot do"`.
 
 Writes src/igebm/pretrained/NAME.safetensors (weights in bfloat16, the vectors of the power iteration in float32) and
-the card
-NAME.json from the run's own files; `--snapshot` takes a snapshot of the run instead of its last model, `--quality
-FILE` adds the
-numbers of benchmarks/quality.py.
+the card NAME.json from the run's own files; `--snapshot` takes a snapshot of the run instead of its last model,
+`--quality FILE` adds the numbers of benchmarks/quality.py.
 """
 
 import argparse

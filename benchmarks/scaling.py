@@ -2,10 +2,8 @@
 benchmarks/scaling.py`.
 
 A chain's time should be linear in the steps, the batch, the pixels and the energies, and quadratic in the width;
-each is
-measured around one middle point, as the best of three runs, and a straight line is fitted on logarithms: its slope
-is the
-order. Writes results/scaling.json and results/scaling.png beside this file.
+each is measured around one middle point, as the best of three runs, and a straight line is fitted on logarithms: its
+slope is the order. Writes results/scaling.json and results/scaling.png beside this file.
 """
 
 import argparse

@@ -1,8 +1,7 @@
 """Run by test_runtime.py in a process without type checks, which the compiler cannot trace: `compiled.py DEVICE DTYPE`.
 
 A compiled twin against the eager float32 one on the CPU, over other labels and other weights; prints the largest
-deviations
-of energies and gradients, relative to the largest values, and the number of graphs that were compiled.
+deviations of energies and gradients, relative to the largest values, and the number of graphs that were compiled.
 """
 
 import json

@@ -31,8 +31,8 @@ def test_two_rungs_are_plain_importance_sampling(generator):
     """log w = E₀ - E₁ at the start, no transition: forwards the mean of w is Z₁/Z₀ exactly, and backwards Z₀/Z₁."""
     P0, P1 = torch.eye(1, dtype=torch.float64), 1.5 * torch.eye(1, dtype=torch.float64)
     x = exact(P0, 50_000, generator)
-    log_w, end = log_weights(gaussian(P0), gaussian(P1), x, [0.0, 1.0], lambda beta: hmc(0.1))
-    assert torch.equal(end, x) and torch.allclose(log_w, gaussian(P0)(x) - gaussian(P1)(x))
+    log_w = log_weights(gaussian(P0), gaussian(P1), x, [0.0, 1.0], lambda beta: hmc(0.1))
+    assert torch.allclose(log_w, gaussian(P0)(x) - gaussian(P1)(x))
     mean, error = log_mean_exp(log_w)
     assert abs(mean - 0.5 * math.log(1 / 1.5)) < 5 * error < 0.02
 

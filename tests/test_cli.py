@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from igebm import model, presets
 from igebm.cli import COMMANDS, main
+from igebm.errors import InputError
 
 TINY = (
     "--width 4 --blocks 1d --chain-steps 3 --batch 8 --buffer-size 24 --save-every 2 --log-every 1 --grid-every 3 "
@@ -279,6 +280,10 @@ MISTAKES = {
         ["train", "--buffer-size", "1", "--batch", "4"],
         "--buffer-size 1 is smaller than --batch 4",
     ),
+    "batch checked against its own preset": (
+        ["train", "cifar10-cond", "--batch", "20000"],
+        "--buffer-size 10000 is smaller",
+    ),
     "unknown data": (["train", "--data", "cifar11"], "did you mean cifar10"),
     "device (C29)": (["train", "--device", "gpu"], "use cpu, cuda or cuda:N"),
     "no cuda (C29)": (["train", "--device", "cuda:7"], "--device cpu"),
@@ -373,6 +378,30 @@ def test_c20_a_renamed_weight_is_named(run_folder, tmp_path, capsys):
     assert "missing towers.0.stem.weight; extra module.towers.0.stem.weight" in line
     save_file(tensors, tmp_path / "foreign.safetensors")
     assert "not written by igebm" in mistake(capsys, "sample", tmp_path / "foreign.safetensors")
+
+
+def test_foreign_values_in_a_models_metadata_are_one_line(run_folder, tmp_path, capsys):
+    tensors = load_file(run_folder / "model.safetensors")
+    about = json.loads(model.safe_open(run_folder / "model.safetensors", framework="pt").metadata()["igebm"])
+    foreign = (
+        {"shape": [1, 8]}, {"classes": 5}, {"settings": about["settings"] | {"blocks": 3}}, {"settings": [1]},
+        {"settings": about["settings"] | {"width": 4.5}}, {"settings": about["settings"] | {"flip": "no"}},
+    )  # fmt: skip
+    for change in foreign:
+        save_file(tensors, tmp_path / "m.safetensors", {"igebm": json.dumps(about | change)})
+        mistake(capsys, "sample", tmp_path / "m.safetensors", "--n", "1")
+
+
+def test_samples_need_fitting_starts_and_labels(run_folder):
+    m = model.load(run_folder)
+    for options in (
+        dict(start=np.zeros((2, 9, 9, 1), np.uint8)),
+        dict(start=np.zeros((3, 8, 8, 1), np.uint8)),
+        dict(labels=np.array([0, 99])),
+        dict(labels=np.array([0])),
+    ):
+        with pytest.raises(InputError):
+            m.sample(2, steps=1, **options)
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(run_folder, tmp_path, capsys):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igebm.data import Images, Loader, augment, batch_indices, dequantise, quantise, stream
+from igebm.data import Images, Loader, augment, batch_indices, dequantise, quantise
 from igebm.errors import InputError
 
 
@@ -92,12 +92,6 @@ def test_a_small_mapped_set_is_copied(tmp_path):
     np.save(tmp_path / "x.npy", numbered(4, c=1).x)
     loader = Loader(Images("mapped", np.load(tmp_path / "x.npy", mmap_mode="r"), None, ()), 4)
     assert quantise(loader(0)[0]).sum() == (0 + 1 + 2 + 3) * 20
-
-
-def test_stream_goes_on_from_what_was_seen():
-    loader = Loader(numbered(10), 4)
-    batches = stream(loader, 8, torch.Generator().manual_seed(0))
-    assert [next(batches)[1].tolist() for _ in range(2)] == [batch_indices(10, 4, s, 0).tolist() for s in (8, 12)]
 
 
 def test_c22_bytes_that_are_written():

@@ -229,12 +229,12 @@ def test_nan_is_stopped_or_rolled_back_as_chosen(where, choice, tmp_path, monkey
     watcher = Watcher(stop=stop)
     if choice == "stop":
         with pytest.raises(Fault, match=r"diverged at step 5: .*not finite.*lower --lr"):
-            train(state, x, tmp_path, RUNTIME, watcher)
+            train(state, Loader(x, state.preset.batch), tmp_path, RUNTIME, watcher)
         kept = states.read_checkpoint(tmp_path, print)
         assert kept["counters"]["step"] == 4
         assert all(torch.isfinite(t).all() for t in kept["net"].values() if t.is_floating_point())
     else:
-        assert train(state, x, tmp_path, RUNTIME, watcher).step == 6
+        assert train(state, Loader(x, state.preset.batch), tmp_path, RUNTIME, watcher).step == 6
         assert state.rollbacks == 1 and all(torch.isfinite(p).all() for p in state.net.parameters())
 
 
@@ -294,7 +294,7 @@ def test_soak(tmp_path):
 
     digits = data.load("digits")
     state = states.start(p, Shape(1, 8, 8, digits.classes), RUNTIME, {})
-    train(state, digits, tmp_path, RUNTIME, Watcher(report=watch))
+    train(state, Loader(digits, state.preset.batch), tmp_path, RUNTIME, Watcher(report=watch))
     fifth = len(seen) // 5
     early, late = seen[fifth : 2 * fifth], seen[-fifth:]
     rate = lambda rows: (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0])

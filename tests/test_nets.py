@@ -175,9 +175,12 @@ def test_bfloat16_twin_is_close():
     assert nn.functional.cosine_similarity(g.flatten(), g2.flatten(), 0) > 0.99
 
 
-def test_dropout_runs_in_the_twin_and_is_seeded():
+def test_dropout_runs_in_the_twin_while_training_and_is_seeded():
     n, x = net(dropout=0.5), torch.rand(4, 3, 8, 8, dtype=torch.float64)
     E = Twin(n, torch.float64).given(Y)
+    n.eval()
+    assert torch.equal(E(x), E(x)) and torch.allclose(E(x), n(x, Y))
+    n.train()
     a, b = E(x), E(x)
     assert not torch.equal(a, b)
     torch.manual_seed(3)

@@ -264,6 +264,36 @@ def test_masked_chain_samples_the_conditional(kernel, generator):
     five_sigma((draws + 0.3) ** 2, 0.5)
 
 
+@pytest.mark.parametrize("kernel", [mala(0.02, box=(0.0, 1.0)), hmc(0.1, 3, box=(0.0, 1.0))], ids=["mala", "hmc"])
+def test_kept_entries_at_the_wall_do_not_stop_a_masked_chain(kernel, generator):
+    """E = 3 (x₁ + x₂) in the box with x₂ = 0 kept: x₁ has the mean of e^(-3x), and proposals are accepted."""
+    known = torch.zeros(100, 2, dtype=torch.float64)
+    start = torch.rand(100, 2, dtype=torch.float64, generator=generator)
+    accepted, kept = [], masked(kernel, torch.tensor([True, False]), known)
+
+    def note(k, state, info):
+        accepted.append(info.accept_prob.mean())
+        path.append(state.x)
+
+    path = []
+    run(kept, lambda x: 3 * x.sum(1), start, 1200, generator, note)
+    assert torch.stack(accepted).mean() > 0.5
+    draws = torch.stack(path[200:], 1)
+    assert (draws[..., 1] == 0).all()
+    five_sigma(draws[..., 0], 1 / 3 - math.exp(-3) / (1 - math.exp(-3)))
+
+
+@pytest.mark.parametrize("kernel", [mala(0.3), hmc(0.5, 5)], ids=["mala", "hmc"])
+def test_an_infinite_well_is_no_place_to_go(kernel, generator):
+    """E = -inf beyond 2: such a proposal is divergent, not the best ever seen."""
+    E = lambda x: torch.where(x.abs() < 2, 0.5 * x.square(), -torch.inf)[:, 0]
+    divergent = []
+    state, _ = run(
+        kernel, E, torch.zeros(500, 1), 60, generator, lambda k, s, i: divergent.append(int(i.divergent.sum()))
+    )
+    assert (state.x.abs() < 2).all() and torch.isfinite(state.e).all() and sum(divergent) > 0
+
+
 # Gradients through a chain
 
 
@@ -293,6 +323,13 @@ def test_gradient_through_the_last_step_alone():
     x = torch.linspace(-1, 1.5, 5, dtype=torch.float64)[:, None]
     before, _ = run(langevin(0.1, 0.2), E, x, 5, torch.Generator().manual_seed(9))
     assert got.item() == pytest.approx((-0.1 * before.x.pow(3)).mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [mala(0.1), hmc(0.1, 2)], ids=["mala", "hmc"])
+def test_kernels_that_carry_no_gradient_say_so(kernel):
+    theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(InputError, match="no gradient flows"):
+        _end_of_chain(theta, "all", kernel=kernel)
 
 
 @pytest.mark.parametrize("recompute", [2, 3, 4, 6, 10])

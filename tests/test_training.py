@@ -106,7 +106,7 @@ def test_digits_in_miniature(tmp_path):
         lr=1e-3,
     )
     state = states.start(p, Shape(1, 8, 8, pair.classes), RUNTIME, {})
-    train(state, pair, tmp_path, RUNTIME, Watcher())
+    train(state, Loader(pair, state.preset.batch), tmp_path, RUNTIME, Watcher())
     x, y = states.averaged_model(state, RUNTIME).sample(40, steps=150)
     means = np.stack([pair.x[pair.y == c].astype(float).mean(0) for c in (0, 1)])
     nearest = ((x[:, None].astype(float) - means) ** 2).sum((2, 3, 4)).argmin(1)
@@ -297,7 +297,9 @@ def test_nan_in_the_weights_rolls_back_and_finishes(tmp_path):
     state, x = fresh()
     said = []
     states.save_checkpoint(tmp_path, state, RUNTIME)
-    outcome = train(state, x, tmp_path, RUNTIME, Watcher(said.append, stop=poisoned(state, 4)))
+    outcome = train(
+        state, Loader(x, state.preset.batch), tmp_path, RUNTIME, Watcher(said.append, stop=poisoned(state, 4))
+    )
     assert outcome.step == 6 and state.rollbacks == 1
     assert any("diverged at step 5" in line and "Going back to step 4" in line for line in said)
     assert all(torch.isfinite(p).all() for p in state.net.parameters())
@@ -310,7 +312,7 @@ def test_nan_in_the_weights_stops_when_asked_to(tmp_path):
     state, x = fresh(replace(TINY, on_divergence="stop"))
     states.save_checkpoint(tmp_path, state, RUNTIME)
     with pytest.raises(Fault, match=r"diverged at step 4: .*lower --lr.*last good checkpoint"):
-        train(state, x, tmp_path, RUNTIME, Watcher(stop=poisoned(state, 3)))
+        train(state, Loader(x, state.preset.batch), tmp_path, RUNTIME, Watcher(stop=poisoned(state, 3)))
     saved = states.read_checkpoint(tmp_path, print)
     assert saved["counters"]["step"] == 2 and all(torch.isfinite(t).all() for t in saved["net"].values())
 
@@ -327,7 +329,7 @@ def test_a_run_that_always_diverges_gives_up(tmp_path):
 
     states.save_checkpoint(tmp_path, state, RUNTIME)
     with pytest.raises(Fault, match=r"diverged at step 4: .*after 3 rollbacks"):
-        train(state, x, tmp_path, RUNTIME, Watcher(stop=stop))
+        train(state, Loader(x, state.preset.batch), tmp_path, RUNTIME, Watcher(stop=stop))
 
 
 # Resuming
@@ -449,3 +451,86 @@ def test_init_from_takes_weights_alone(dataset, tmp_path):
     assert not b["optimizer"]["state"] and len(b["buffer"]["x"]) == 0 and b["counters"]["step"] == 0
     with pytest.raises(InputError, match="of another network|this network's is"):
         new("tiny", replace(p, width=8), CPU, tmp_path / "c", init_from=str(tmp_path / "a"))
+
+
+def test_going_back_to_the_previous_checkpoint_keeps_it(tmp_path):
+    """Two rollbacks, the second to the checkpoint before the last: that one is then the last, and the bad one is
+    gone."""
+    state, x = fresh(replace(TINY, steps=12))
+    states.save_checkpoint(tmp_path, state, RUNTIME)
+    bad = []
+
+    def stop():
+        if state.step == 7 and len(bad) < 2:
+            bad.append(state.rollbacks)
+            with torch.no_grad():
+                next(state.net.parameters()).fill_(math.nan)
+        return False
+
+    said = []
+    train(state, Loader(x, 8), tmp_path, RUNTIME, Watcher(said.append, stop=stop))
+    assert [line.split("Going back to step ")[1].split()[0] for line in said if "Going back" in line] == ["6", "4"]
+    assert state.step == 12 and state.rollbacks == 2
+    assert states.read_checkpoint(tmp_path, pytest.fail, "previous")["counters"] | {"slow_gap": 0} == {
+        "step": 10, "seen": 80, "chain_steps": 3, "rollbacks": 2, "slow_gap": 0,
+    }  # fmt: skip
+
+
+def test_a_save_that_fails_after_a_fallback_loses_nothing(dataset, tmp_path, monkeypatch):
+    """checkpoint.pt is damaged, the run goes on from the one before, and the disk is full at the next save: it still
+    resumes."""
+    folder = tmp_path / "run"
+    new("tiny", replace(TINY, data=str(dataset)), CPU, folder)
+    whole = (folder / states.CHECKPOINT).read_bytes()
+    (folder / states.CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("igebm.files.os.fsync", full)
+        with pytest.raises(Fault, match="No space left"):
+            resume(folder, lambda had: replace(had, steps=9), CPU)
+    assert states.read_checkpoint(folder, pytest.fail)["counters"]["step"] == 4
+    assert resume(folder, lambda had: replace(had, steps=9), CPU)[0].step == 9
+
+
+def test_what_a_kill_left_half_written_is_removed(dataset, tmp_path):
+    folder = tmp_path / "run"
+    new("tiny", replace(TINY, data=str(dataset)), CPU, folder)
+    (folder / ".checkpoint.pt.abc.part").write_bytes(b"half")
+    (folder / "samples" / ".0000001.png.abc.part").write_bytes(b"half")
+    resume(folder, lambda had: replace(had, steps=7), CPU)
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_damaged_log_is_kept_as_far_as_it_can_be_read(dataset, tmp_path):
+    folder = tmp_path / "run"
+    new("tiny", replace(TINY, data=str(dataset)), CPU, folder)
+    with open(folder / "metrics.jsonl", "ab") as log:
+        log.write(b'3\n\xff\n{"step": 7, "cut')
+    resume(folder, lambda had: replace(had, steps=8), CPU)
+    assert [line["step"] for line in contents(folder)[1]] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_settings_that_do_not_fit_the_images_leave_no_folder(dataset, tmp_path):
+    for change in (dict(crop=8), dict(blocks="1d 1d 1d 1d")):
+        with pytest.raises(InputError):
+            new("tiny", replace(TINY, data=str(dataset), **change), CPU, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_the_buffer_fills_even_where_restarts_are_rare():
+    """restart 0.001, buffer_fill 0.25: 40 x 8 draws at a quarter fill 48 slots; then restarts are rare again."""
+    state, x = fresh(replace(TINY, buffer_size=48, restart=0.0, buffer_fill=0.25))
+    for _ in range(40):
+        train_step(state, Loader(x, 8), Guard(1e9))
+    assert len(state.buffer) == 48
+
+
+def test_numbers_of_a_step_are_those_of_its_batch():
+    """The saturated share and the gap that are logged, against the buffer's content and the energies themselves."""
+    state, x = fresh(replace(TINY, alpha=0.0, objective="contrastive", noise=0.0, step_size=0.0))
+    metrics = train_step(state, Loader(x, 8), Guard(1e9))
+    assert metrics["gap"] == pytest.approx(-metrics["loss"], abs=1e-6)
+    assert metrics["saturated"] == 0.0 and metrics["chain_steps"] == 3 and metrics["lr"] == TINY.lr

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, OSError) as error:
         return _fail(1, f"{error or 'out of memory'}")
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        if not re.search("out of memory|can't allocate memory", str(error)):
             raise
         return _fail(1, "out of memory; lower --batch, --width or --buffer-size")
 
@@ -229,7 +229,8 @@ def _resume(asked: Train, args: list[str]) -> int:
     from .training.run import resume
 
     assert asked.resume is not None
-    ask = lambda had: _parse_train(args, had).settings
+    # A time limit was for the session that it was given to.
+    ask = lambda had: _parse_train(args, replace(had, minutes=0.0)).settings
     return _ended(*resume(asked.resume, ask, asked.machine, asked.data_dir, asked.skip_bad))
 
 
@@ -239,8 +240,9 @@ def _ended(outcome: Any, folder: Path) -> int:
     if outcome.reason == "interrupted":
         say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
         return 130
+    ended = "time is up at step" if outcome.reason == "minutes" else "step"
     say(
-        f"step {outcome.step} after {clock(outcome.seconds)}; pictures in {folder / 'samples'}; next: igebm "
+        f"{ended} {outcome.step} after {clock(outcome.seconds)}; pictures in {folder / 'samples'}; next: igebm "
         f"sample {folder}"
     )
     print(folder)
@@ -248,8 +250,10 @@ def _ended(outcome: Any, folder: Path) -> int:
 
 
 def _dry_run(asked: Train) -> int:
+    from .diagnostics import temperature
     from .training.run import open_data, settled, shape_of
 
+    presets.checked(asked.settings)
     images = open_data(asked.settings, asked.data_dir, asked.skip_bad)
     preset = settled(asked.settings, images)
     from .training.cost import cost
@@ -261,6 +265,7 @@ def _dry_run(asked: Train) -> int:
         "images": len(images.x),
         "shape": list(shape_of(preset, images).image),
         "classes": len(images.classes),
+        "temperature": temperature(preset.step_size, preset.noise),
         "cost": cost(preset, shape_of(preset, images)),
     }
     print(json.dumps(about, indent=2))
@@ -348,8 +353,10 @@ def check_data(args: list[str]) -> int:
 def bench(args: list[str]) -> int:
     asked = parse(Bench, "bench", args)
     from .benchmarks.speed import bench as run
-    from .files import write_json
+    from .files import writable_folder, write_json
 
+    if asked.json is not None:
+        writable_folder(asked.json.parent)  # before minutes of work
     measured = run(asked.machine, asked.quick)
     if asked.json is not None:
         write_json(asked.json, measured)

@@ -59,6 +59,7 @@ def sample(asked) -> Path:
         "init": asked.init,
         "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
         "seed": asked.seed,
+        "dtype": str(m.dtype).removeprefix("torch."),
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     write_json(out / "sample.json", about)
@@ -112,6 +113,8 @@ def energy(asked) -> None:
         raise InputError(f"--batch {asked.batch}: give at least 1")
     if asked.out is not None and asked.out.suffix not in (".csv", ".npy"):
         raise InputError(f"--out {asked.out}: give a name that ends in .csv or .npy")
+    if asked.out is not None:
+        writable_folder(asked.out.parent)  # before the work
     m = open_model(asked.model, asked.machine)
     images = load_split(asked.data, asked.split, m, asked.data_dir, asked.skip_bad)
     labels = labels_for(asked.at, images, m)
@@ -134,15 +137,16 @@ def energy(asked) -> None:
 
 def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:
     """The labels to take energies at; None for the minimum over all, or an unconditional model."""
-    labelled = m.conditional and images.y is not None and matches(images, m) and bool((images.y >= 0).all())
-    if at == "label" and not labelled:
-        why = (
-            "is unconditional"
-            if not m.conditional
-            else f"knows the classes {', '.join(m.shape.classes[:5])}, ..., the data do not"
-        )
-        raise InputError(f"--at label: {m.name} {why}; use --at min")
-    return images.y if labelled and at != "min" else None
+    why = ""
+    if not m.conditional:
+        why = f"{m.name} is unconditional"
+    elif images.y is None or not matches(images, m):
+        why = f"{m.name} knows the classes {', '.join(m.shape.classes[:5])}, ..., the data do not"
+    elif (images.y < 0).any():
+        why = f"{(images.y < 0).sum()} images of {images.name} have no label"
+    if at == "label" and why:
+        raise InputError(f"--at label: {why}; use --at min")
+    return None if why or at == "min" else images.y
 
 
 def matches(images: Images, m: Model) -> bool:

@@ -1,35 +1,35 @@
 """What tells a healthy chain or run from a sick one: energy gap, gradient norm, clipped and saturated shares, implied
-temperature, effective sample size and R-hat. All return plain floats or per-item tensors; nothing is repaired here.
+temperature, effective sample size and R-hat. Those of tensors return scalar tensors, which stay on the device until
+they are read; nothing is repaired here.
 """
 
 import math
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-def energy_gap(e_pos: Float[Tensor, "b"], e_neg: Float[Tensor, "n"]) -> float:
+def energy_gap(e_pos: Float[Tensor, "b"], e_neg: Float[Tensor, "n"]) -> Float[Tensor, ""]:
     """⟨E(x⁻)⟩ - ⟨E(x⁺)⟩. Near 0: samples and data look alike to E. Far above: chains do not keep up (more steps).
     Far below:
     chains have found places that E likes better than the data."""
-    return (e_neg.mean() - e_pos.mean()).item()
+    return e_neg.mean() - e_pos.mean()
 
 
-def gradient_norm(g: Float[Tensor, "b *d"]) -> float:
+def gradient_norm(g: Float[Tensor, "b *d"]) -> Float[Tensor, ""]:
     """⟨‖∇E(x)‖₂⟩ over the items of a batch."""
-    return g.flatten(1).norm(dim=1).mean().item()
+    return g.flatten(1).norm(dim=1).mean()
 
 
-def clipped_share(g: Float[Tensor, "b *d"], clip: float) -> float:
+def clipped_share(g: Float[Tensor, "b *d"], clip: float) -> Float[Tensor, ""]:
     """The share of the gradient's entries beyond ±clip; 0 without a clip. At 1 the chain only follows signs."""
-    return (g.abs() > clip).float().mean().item() if clip else 0.0
+    return (g.abs() > (clip or math.inf)).float().mean()
 
 
-def saturated_share(x: Float[Tensor, "b *d"], box: tuple[float, float] = (0.0, 1.0)) -> float:
+def saturated_share(x: Float[Tensor, "b *d"], box: tuple[float, float] = (0.0, 1.0)) -> Float[Tensor, ""]:
     """The share of entries that lie on the box's walls. Near 1: black-and-white noise, steps too large."""
-    return ((x <= box[0]) | (x >= box[1])).float().mean().item()
+    return ((x <= box[0]) | (x >= box[1])).float().mean()
 
 
 def temperature(step_size: float, noise: float) -> float:
@@ -59,11 +59,6 @@ def r_hat(draws: Float[Tensor, "chains draws"]) -> float:
     from arviz_stats.base.array import array_stats
 
     return float(np.asarray(array_stats.rhat(_array(draws))).item())
-
-
-def non_finite(x: Tensor) -> int:
-    """How many entries are nan or infinite."""
-    return int((~torch.isfinite(x)).sum())
 
 
 def _array(draws: Tensor) -> np.ndarray:

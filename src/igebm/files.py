@@ -12,12 +12,13 @@ from .errors import Fault, InputError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, then: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it becomes `path` when the block ends, and vanishes if the block
     fails.
 
     The data reach the disk before the name does (fsync, rename, fsync of the folder), so that after a crash `path` is
-    either the old file or the new one. Raises Fault, naming the file, where the disk is full or the folder unwritable.
+    either the old file or the new one. `then` is called between the two: the new file is safe, the old one still
+    there. Raises Fault, naming the file, where the disk is full or the folder unwritable.
     """
     path = Path(path)
     try:
@@ -30,6 +31,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        then()
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         _sync_folder(path.parent)
@@ -59,18 +61,6 @@ def writable_folder(path: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write to the folder {path}: {error.strerror}; choose another with --out") from error
     return path
-
-
-def read_json(path: Path, what: str, check: Callable[[Any], bool] = lambda _: True) -> Any:
-    """The JSON value in `path`. Raises InputError, naming `what` it should be, where it is unreadable or fails
-    `check`."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not {what}: {error}") from error
-    if not check(value):
-        raise InputError(f"{path} is not {what}")
-    return value
 
 
 def _umask() -> int:

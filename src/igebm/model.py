@@ -157,9 +157,12 @@ class Model:
         steps = self.preset.sample_steps if steps is None else steps
         y_all = self._labels(n, label, labels)
         kernel = kernel or build_kernel(self.preset)
+        if start is not None:
+            self._check(start)
+            if len(start) != n:
+                raise InputError(f"{n} samples need as many starts, got {len(start)}")
         images = np.empty((n, self.shape.height, self.shape.width, self.shape.channels), np.uint8)
         generator = torch.Generator(self.device).manual_seed(seed)
-        torch.manual_seed(seed)  # dropout in the chain, where a model has it
         for part in batches(n, batch):
             size = part.stop - part.start
             if start is None:
@@ -178,6 +181,10 @@ class Model:
     def _labels(self, n: int, label: str | None, labels: np.ndarray | None) -> np.ndarray | None:
         if label is not None:
             return np.full(n, self.label(label), np.int64)
+        if labels is not None and (len(labels) != n or labels.min() < -1 or labels.max() >= max(1, self.net.condition)):
+            raise InputError(
+                f"labels must be {n} numbers from 0 to {self.net.condition - 1} (-1: unlabelled), got {labels}"
+            )
         if labels is not None or not self.conditional:
             return labels if self.conditional else None
         return np.arange(n, dtype=np.int64) % self.net.condition
@@ -234,7 +241,7 @@ def load(
     path = find(where)
     tensors, about = _read(path)
     preset = presets.from_dict(about["settings"])
-    shape = Shape(*about["shape"], classes=tuple(about["classes"]))
+    shape = _shape(about, path)
     net = build_net(preset, shape)
     fill(net, tensors, path)
     return Model(
@@ -304,6 +311,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is damaged: its weights do not match their checksum; use another copy or an earlier snapshot"
         )
     return tensors, about
+
+
+def _shape(about: dict[str, Any], path: Path) -> Shape:
+    image, classes = about["shape"], about["classes"]
+    whole_numbers = isinstance(image, list) and len(image) == 3 and all(isinstance(n, int) and n > 0 for n in image)
+    if not whole_numbers or not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise InputError(f"{path}: its metadata is damaged (shape {image!r}, classes {classes!r})")
+    return Shape(*image, classes=tuple(classes))
 
 
 def _few(names: list[str]) -> str:

@@ -75,6 +75,8 @@ class Preset:
     buffer_size: int = 10_000
     restart: float = 0.05
     """share of chains that start from uniform noise"""
+    buffer_fill: float = 0.05
+    """at least this share while the buffer is not full: it grows by the fresh chains"""
     buffer_policy: Literal["slots", "ring"] = "slots"
     """slots: drawn without replacement, written back to the drawn slots; ring: with replacement, first in first out
     (released)"""
@@ -138,6 +140,9 @@ class Preset:
                 raise InputError(f"{flag(name)} {value!r}: choose {' or '.join(str(c) for c in choices)}")
             if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise InputError(f"{flag(name)} {value!r}: a number is wanted")
+            wanted = {int: int, bool: bool, str: str}.get(kind)
+            if wanted is not None and not isinstance(value, wanted):
+                raise InputError(f"{flag(name)} {value!r}: a {wanted.__name__} is wanted")
             if kind in (int, float) and not math.isfinite(value):
                 raise InputError(f"{flag(name)} {value!r}: a finite number is wanted")
             low, high = RANGES.get(name, (-math.inf, math.inf))
@@ -146,12 +151,6 @@ class Preset:
         parse_blocks(self.blocks)
         if self.channels not in (0, 1, 3):
             raise InputError(f"--channels {self.channels}: choose 1 or 3 (0: as the data are)")
-        if self.buffer_size < self.batch:
-            raise InputError(
-                f"--buffer-size {self.buffer_size} is smaller than --batch {self.batch}; give at least {self.batch}"
-            )
-        if self.max_chain_steps and self.max_chain_steps < self.chain_steps:
-            raise InputError(f"--max-chain-steps {self.max_chain_steps} is below --chain-steps {self.chain_steps}")
 
 
 @dataclass(frozen=True)
@@ -181,6 +180,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_chain_steps": (0, 100_000),
     "buffer_size": (1, 100_000_000),
     "restart": (0, 1),
+    "buffer_fill": (0, 1),
     "alpha": (0, math.inf),
     "kl_weight": (0, math.inf),
     "batch": (1, 1_000_000),
@@ -203,6 +203,17 @@ RANGES: dict[str, tuple[float, float]] = {
 
 def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def checked(preset: Preset) -> Preset:
+    """The preset, its settings checked against each other (each by itself is checked when it is made). Raises
+    InputError."""
+    p = preset
+    if p.buffer_size < p.batch:
+        raise InputError(f"--buffer-size {p.buffer_size} is smaller than --batch {p.batch}; give at least {p.batch}")
+    if p.max_chain_steps and p.max_chain_steps < p.chain_steps:
+        raise InputError(f"--max-chain-steps {p.max_chain_steps} is below --chain-steps {p.chain_steps}")
+    return p
 
 
 def parse_blocks(text: str) -> list[tuple[int, bool]]:
@@ -237,6 +248,7 @@ _RELEASE: dict[str, Any] = dict(
     buffer_policy="ring",
     buffer_labels="batch",
     buffer_rounding="release",
+    ema=0.0,
 )
 """What the released code does differently everywhere (its README's commands)."""
 
@@ -278,6 +290,7 @@ PRESETS: dict[str, Entry] = {
     "imagenet32-release": Entry(
         "Fig. 14b as released (256 to 1,024 channels, conditional, batch 32)",
         replace(_IMAGENET, **_RELEASE, conditional=True, width=256, blocks="1d 1 1 2d 2 2 4d 4 4", batch=32),
+        "step 10 as its README means; typed as it stands there the flag is not read and 1 is used",
     ),
     "cifar10-cond-small": Entry(
         "Fig. 14a made small: no figure of the paper",

@@ -141,8 +141,11 @@ def _fastest_dtype(device: torch.device, before: torch.dtype | None = None) -> t
     # In turn and the best of many: another busy process slows single runs ten times, and must not decide.
     trials = [(_convolution_seconds(torch.float32), _convolution_seconds(torch.bfloat16)) for _ in range(12)]
     gain = min(t for t, _ in trials) / min(t for _, t in trials)
-    # A clear gain only: bfloat16 costs digits, and a noisy machine should not choose by chance.
-    kind = torch.bfloat16 if gain > (1.25 if before is None else 0.5) else torch.float32
+    # The processor's flags are the first guess, and the trial must contradict them clearly to be heard: a noisy machine
+    # must not choose by chance, or the same seed would give other samples. A run that had bfloat16 keeps it at half
+    # speed.
+    units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    kind = torch.bfloat16 if gain > (0.5 if before is not None else 0.7 if units else 2.0) else torch.float32
     return kind, f"{str(kind).removeprefix('torch.')} (bfloat16 runs at {gain:.2g} times the speed of float32 here)"
 
 

@@ -41,15 +41,19 @@ def bar(what: str, every: float = 10.0) -> Iterator[Screen]:
 
 def _lines(what: str, every: float) -> Step:
     started = last = time.monotonic()
+    first: int | None = None  # a resumed run has done much before the clock started
 
     def step(done: int, total: int, shown: str = "") -> None:
-        nonlocal last
+        nonlocal last, first
+        first = done - 1 if first is None else first
         now = time.monotonic()
         if now - last < every:
             return
         last = now
-        left = (now - started) * (total / done - 1) if done else 0.0
-        say(f"{what} {done}/{total}, {clock(now - started)} gone, {clock(left)} left{', ' if shown else ''}{shown}")
+        each = (now - started) / max(1, done - first)
+        rate = f"{1 / each:.3g}/s" if each < 1 else f"{each:.3g} s each"
+        left = clock(each * (total - done))
+        say(f"{what} {done}/{total}, {rate}, {clock(now - started)} gone, {left} left{', ' if shown else ''}{shown}")
 
     return step
 

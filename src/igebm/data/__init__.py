@@ -12,7 +12,7 @@ from .sources import load
 from .summary import check
 
 if TYPE_CHECKING:
-    from .loader import Loader, augment, batch_indices, dequantise, quantise, stream
+    from .loader import Loader, augment, batch_indices, dequantise, quantise
 
 __all__ = [
     "Images",
@@ -27,12 +27,11 @@ __all__ = [
     "load",
     "quantise",
     "silent",
-    "stream",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Loader", "augment", "batch_indices", "dequantise", "quantise", "stream"):
+    if name in ("Loader", "augment", "batch_indices", "dequantise", "quantise"):
         from . import loader
 
         return getattr(loader, name)

@@ -4,7 +4,7 @@ Nothing here has a position: a batch is a function of the seed and of how many i
 that was interrupted reads what it would have read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -125,15 +125,6 @@ class Loader:
         if self.device.type == "cuda":
             return x.pin_memory().to(self.device, non_blocking=True)
         return x.to(self.device)
-
-
-def stream(
-    loader: Loader, seen: int = 0, generator: torch.Generator | None = None
-) -> Iterator[tuple[Float32[Tensor, "b c h w"], Int64[Tensor, " b"] | None]]:
-    """Batches without end, from the one that starts after `seen` images."""
-    while True:
-        yield loader(seen, generator)
-        seen += loader.batch
 
 
 def _tensor(x: UInt8[np.ndarray, "n h w c"]) -> UInt8[Tensor, "n c h w"]:

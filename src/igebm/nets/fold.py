@@ -129,7 +129,7 @@ def _block(block: ResBlock, w: BlockWeights, a: Affine, x: Tensor) -> Tensor:
         h = F.conv2d(x + a.bias1, w.conv1, padding=1)
     else:
         h = _affine(x, w.conv1, a.gain1, a.bias1, 1)
-    h = F.dropout(_activate(h, block.activation), block.dropout, training=block.dropout > 0)
+    h = F.dropout(_activate(h, block.activation), block.dropout, training=block.training and block.dropout > 0)
     stride = 2 if block.down else 1
     if block.release:
         h = F.conv2d(h + a.bias2, w.conv2, stride=stride, padding=1)

@@ -131,7 +131,7 @@ class ResBlock(nn.Module):
         else:
             assert self.gain1 is not None
             h = self.conv1(x) * over(self.gain1(y)) + over(self.bias1(y))  # (b, o, h, w)
-        h = F.dropout(activate(h, self.activation), self.dropout, training=self.dropout > 0)
+        h = F.dropout(activate(h, self.activation), self.dropout, training=self.training and self.dropout > 0)
         if self.release:
             h = self.conv2(h + over(self.bias2(y))) * over(self.gain2(y))
         else:

@@ -24,12 +24,12 @@ def log_weights(
     kernel: Callable[[float], Kernel],
     transitions: int = 1,
     generator: torch.Generator | None = None,
-) -> tuple[Float[Tensor, "b"], Float[Tensor, "b *d"]]:
+) -> Float[Tensor, "b"]:
     """log w = Σₖ (βₖ - βₖ₋₁) (E₀(xₖ₋₁) - E₁(xₖ₋₁)),   xₖ by `transitions` steps of kernel(βₖ) at (1 - βₖ) E₀ + βₖ E₁
 
     `x` are exact samples at betas[0]; then ⟨w⟩ = Z(last β) / Z(first β). betas from 0 to 1 go forwards, from 1 to 0
     backwards. `kernel(β)` gives the kernel for a rung, so that its step can shrink as β grows; it must leave its target
-    invariant (HMC, MALA). Returns log w and the end points.
+    invariant (HMC, MALA).
     """
     log_w = torch.zeros(len(x), device=x.device, dtype=torch.float64)
     for previous, beta in zip(betas, betas[1:], strict=False):
@@ -37,7 +37,7 @@ def log_weights(
             log_w += ((beta - previous) * (E0(x) - E1(x))).double()
         if beta != betas[-1]:  # nothing is read after the last rung
             x = run(kernel(beta), bridge(E0, E1, beta), State(x), transitions, generator)[0].x
-    return log_w, x
+    return log_w
 
 
 class Bracket(NamedTuple):
@@ -66,8 +66,8 @@ def log_partition_bracket(
     are exact samples of E₁. Where they come from a chain that has not mixed, the upper end is an estimate and no
     bound.
     """
-    forwards, _ = log_weights(E0, E1, x0, list(betas), kernel, transitions, generator)
-    backwards, _ = log_weights(E0, E1, x1, list(betas)[::-1], kernel, transitions, generator)
+    forwards = log_weights(E0, E1, x0, list(betas), kernel, transitions, generator)
+    backwards = log_weights(E0, E1, x1, list(betas)[::-1], kernel, transitions, generator)
     lower, lower_error = log_mean_exp(forwards)
     upper, upper_error = log_mean_exp(backwards)
     return Bracket(log_z0 + lower, lower_error, log_z0 - upper, upper_error)

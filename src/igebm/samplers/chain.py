@@ -113,6 +113,10 @@ def _attached(
         result = segment(state.x) if steps == 1 else checkpoint(segment, state.x, use_reentrant=False)
     if generator is not None:
         generator.set_state(ends[0])
+    if not result[0].x.requires_grad:  # type: ignore[index]
+        raise InputError(
+            "no gradient flows through this chain: MALA and HMC carry none (use langevin or mppi), or nothing needs one"
+        )
     return result  # type: ignore[return-value]
 
 

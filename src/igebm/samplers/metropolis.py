@@ -34,10 +34,10 @@ def accept(
 ) -> tuple[State, Info]:
     """Keep `new` with probability min(1, e^log_ratio), item by item; otherwise stay at `old`. Outside the box: never.
 
-    A log ratio that is not a number, or below -1000, rejects and is counted in Info.divergent: never repaired, never
-    hidden.
+    A log ratio that is not a number or below -1000, or an infinite energy, rejects and is counted in Info.divergent:
+    never repaired, never hidden.
     """
-    divergent = ~(log_ratio >= -1000.0)
+    divergent = ~(log_ratio >= -1000.0) | ~torch.isfinite(new.e)
     prob = torch.where(divergent, torch.zeros_like(log_ratio), log_ratio.clamp(max=0.0).exp())
     if box is not None:
         prob = prob * ((new.x >= box[0]) & (new.x <= box[1])).flatten(1).all(1)

@@ -1,33 +1,47 @@
 """What a preset costs before it is run: parameters and floating-point operations, counted from the network itself."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..energy import energy_and_grad
-from ..model import Shape, build_net
+from ..model import Shape, build_kernel, build_net
 from ..nets.fold import attached, frozen
+from ..nets.image import ImageEnergy
 from ..presets import Preset
+from ..samplers import run
 
 
 def cost(preset: Preset, shape: Shape) -> dict[str, Any]:
     """Parameters; FLOP (2 per multiply-add, convolutions and matrix products) of one image in a chain step and in an
-    update, and of a whole iteration: batch (K chain steps + the update on as many data as samples)."""
+    update, and of a whole iteration: batch (K chain steps + the update on as many data as samples), with the second
+    derivatives of the steps that L_KL goes through."""
     net = build_net(preset, shape)
     x = torch.rand(1, *shape.image)
     y = torch.zeros(1, dtype=torch.long) if net.condition else None
+    attached_steps = {"none": 0, "last": 1, "all": preset.chain_steps}[preset.kl]
     step = _count(lambda: energy_and_grad(frozen(net, y), x))
     update = _count(lambda: attached(net, y)(x).sum().backward())
+    through = (
+        _count(lambda: frozen(net, y)(_one_attached_step(net, preset, x, y)).sum().backward()) if attached_steps else 0
+    )
+    chain = (preset.chain_steps - attached_steps) * step + attached_steps * through
     return {
         "parameters": sum(p.numel() for p in net.parameters()),
         "flop_per_image_and_chain_step": step,
         "flop_per_image_and_update": update,
-        "flop_per_iteration": preset.batch * (preset.chain_steps * step + 2 * update),
+        "flop_per_iteration": preset.batch * (chain + 2 * update),
     }
 
 
-def _count(f) -> int:
+def _one_attached_step(net: ImageEnergy, preset: Preset, x: Tensor, y: Tensor | None) -> Tensor:
+    return run(build_kernel(preset), attached(net, y), x, 1, differentiate="last")[0].x
+
+
+def _count(f: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         f()
     return counter.get_total_flops()

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .. import diagnostics, samplers
 from ..buffer import Draw
-from ..data import Images, Loader
+from ..data import Loader
 from ..data.restarts import augmented
 from ..errors import Fault, InputError
-from ..files import writable_folder
+from ..files import writable_folder, write_text
 from ..model import build_kernel
 from ..nets.fold import attached, frozen
 from ..nets.layers import power_iteration
@@ -28,7 +28,18 @@ from ..runtime import Runtime
 from ..samplers.chain import Info, segment_length
 from . import ema, guard, optim
 from .guard import Divergence, Guard
-from .state import MODEL, TrainState, averaged_model, generators, read_checkpoint, restore, save_checkpoint, save_model
+from .state import (
+    MODEL,
+    PREVIOUS,
+    TrainState,
+    averaged_model,
+    generators,
+    promote_previous,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+    save_model,
+)
 
 Metrics = dict[str, int | float]
 
@@ -57,14 +68,13 @@ class Outcome:
     seconds: float
 
 
-def train(state: TrainState, images: Images, folder: Path, runtime: Runtime, watcher: Watcher) -> Outcome:
-    """Train `state` up to its preset's number of steps; everything it leaves lies in `folder`.
+def train(state: TrainState, loader: Loader, folder: Path, runtime: Runtime, watcher: Watcher) -> Outcome:
+    """Train `state` on `loader`'s batches up to its preset's number of steps; all that it leaves lies in `folder`.
 
     Saves and ends early when the watcher says stop, or the preset's minutes are over. Raises Fault where training
     diverges and may not (or no longer) go back.
     """
     p, guarding = state.preset, Guard(state.preset.gap_limit)
-    loader = Loader(images, p.batch, seed=p.seed, device=state.device, flip=p.flip, crop=p.crop, say=watcher.say)
     for name in ("samples", "snapshots"):
         writable_folder(folder / name)
     log = open_log(folder, state.step)
@@ -151,7 +161,8 @@ def draw_chains(
     """As many chain starts as there are data: from the buffer, or fresh from U(0, 1) under the data's labels."""
     p = state.preset
     noise = torch.rand(x_pos.shape, generator=device, device=x_pos.device)
-    draw = state.buffer.draw(noise, y_pos, p.restart, host, device)
+    restart = p.restart if len(state.buffer) == p.buffer_size else max(p.restart, p.buffer_fill)
+    draw = state.buffer.draw(noise, y_pos, restart, host, device)
     if p.buffer_augment:
         fresh = draw.fresh.reshape(-1, 1, 1, 1)
         draw = draw._replace(x=torch.where(fresh, draw.x, augmented(draw.x, device)))
@@ -189,21 +200,21 @@ def sample(
 
 def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, info: Info) -> Metrics:
     """The numbers of an iteration that the guard, the log and the bar show."""
-    gradients = [q.grad.norm() for q in state.net.parameters() if q.grad is not None]
     assert info.g is not None
-    g = info.g.detach()
-    return {
-        "e_pos": e_pos.mean().item(),
-        "e_neg": e_neg.mean().item(),
+    g, clip = info.g.detach(), state.preset.clip
+    numbers = {
+        "e_pos": e_pos.mean(),
+        "e_neg": e_neg.mean(),
         "gap": diagnostics.energy_gap(e_pos, e_neg),
-        "loss": loss.item(),
-        "gradient": torch.stack(gradients).norm().item(),
+        "loss": loss,
+        "gradient": torch.stack([q.grad.norm() for q in state.net.parameters() if q.grad is not None]).norm(),
         "chain_gradient": diagnostics.gradient_norm(g),
-        "clipped_chain": diagnostics.clipped_share(g, state.preset.clip),
+        "clipped_chain": diagnostics.clipped_share(g, clip),
         "saturated": diagnostics.saturated_share(x_neg),
-        "chain_steps": state.chain_steps,
-        "lr": state.optimizer.param_groups[0]["lr"],
     }
+    values = torch.stack([v.detach().float() for v in numbers.values()]).tolist()  # one transfer from the device
+    settings = {"chain_steps": state.chain_steps, "lr": state.optimizer.param_groups[0]["lr"]}
+    return dict(zip(numbers, values, strict=True)) | settings
 
 
 def raise_chain_steps(state: TrainState, metrics: Metrics, watcher: Watcher) -> None:
@@ -231,6 +242,8 @@ def roll_back(state: TrainState, fault: Divergence, folder: Path, log, watcher: 
         saved = read_checkpoint(folder, watcher.say, "latest" if rollbacks == 1 else "previous")
     except InputError as none:
         raise Fault(f"{fault}; there is no checkpoint yet to go back to") from none
+    if saved["file"] == PREVIOUS:
+        promote_previous(folder)
     restore(state, saved, folder)
     state.rollbacks = rollbacks
     watcher.say(
@@ -246,17 +259,17 @@ def open_log(folder: Path, step: int):
     """metrics.jsonl, opened to go on after `step`: lines of a run that went further than its last checkpoint are
     dropped."""
     path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     kept = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break  # the line that a kill cut short
-            if entry.get("step", 0) <= step:
-                kept.append(line + "\n")
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # a line that a kill cut short
+        if isinstance(entry, dict) and entry.get("step", 0) <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
     try:
-        path.write_text("".join(kept), encoding="utf-8")
         return open(path, "a", encoding="utf-8")
     except OSError as error:
         raise Fault(f"cannot write {path}: {error.strerror}") from error

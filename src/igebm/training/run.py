@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from .. import __version__, data, model, presets, terminal
-from ..data import Images
+from ..data import Images, Loader
 from ..data.named import NAMES
+from ..diagnostics import temperature
 from ..errors import InputError
 from ..files import writable_folder, write_json
 from ..model import Shape
 from ..presets import Machine, Preset
 from ..runtime import Runtime, probe
 from . import state as states
-from .loop import Outcome, Watcher, train, write_final_grid
+from .loop import Outcome, Stopped, Watcher, train, write_final_grid
 from .state import TrainState
 
 Say = Callable[[str], None]
@@ -40,26 +41,27 @@ def new(
 ) -> tuple[Outcome, Path]:
     """Train a new model by `preset` into `out` (default: the next free runs/NAME). Raises InputError before any work
     is done."""
+    presets.checked(preset)
+    if out is not None:
+        holds_no_run(out)
     runtime = open_machine(machine)
     source = model.load(init_from) if init_from else None
-    folder = free_folder(Path("runs") / name) if out is None else out
-    if (folder / "preset.json").exists() or (folder / states.CHECKPOINT).exists():
-        raise InputError(
-            f"{folder} already holds a run; go on with it by igebm train --resume {folder}, or choose another --out"
-        )
     images = open_data(preset, data_dir, skip_bad)
     preset = settled(preset, images)
     shape = shape_of(preset, images)
-    model.build_net(preset, shape)  # refuses a network that does not fit the images, before the folder is made
-    writable_folder(folder)
+    # Refused before the folder is made: a network or crops that do not fit the images.
+    model.build_net(preset, shape)
+    loader = open_loader(preset, images, runtime)
+    folder = new_folder(Path("runs") / name) if out is None else writable_folder(out)
     with alone(folder):
+        holds_no_run(folder)  # once more, now that nobody else can start one here
         facts = {"preset": name, "seed": preset.seed, "data": fingerprint(images)}
         state = states.start(preset, shape, runtime, facts)
         if source is not None:
             states.init_from(state, source)
         write_json(folder / "preset.json", describe(state, runtime))
         states.save_checkpoint(folder, state, runtime)  # something to go back to from the first step on
-        return finish(state, images, folder, runtime), folder
+        return finish(state, loader, folder, runtime), folder
 
 
 def resume(
@@ -73,33 +75,38 @@ def resume(
 
     Raises InputError where the change would need another network, buffer or data set.
     """
-    saved = states.read_checkpoint(folder, terminal.say)
-    old = presets.from_dict(saved["settings"])
-    preset = ask(old)
-    step = saved["counters"]["step"]
-    fixed = [f"{presets.flag(k)} {a} -> {b}" for k, (a, b) in presets.changed(old, preset).items() if k in FIXED]
-    if fixed:
-        raise InputError(
-            f"a resumed run cannot change {'; '.join(fixed)}; start a new one (with --init-from {folder} if the "
-            f"network is the same)"
-        )
-    if preset.steps <= step:
-        terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total)")
-        return Outcome("done", step, 0.0), folder
+    if not folder.is_dir():
+        raise InputError(f"no run folder {folder}; give the DIR of an earlier igebm train")
     with alone(folder):
+        saved = states.read_checkpoint(folder, terminal.say)
+        old, step = presets.from_dict(saved["settings"]), saved["counters"]["step"]
+        preset = presets.checked(ask(old))
+        changes = presets.changed(old, preset)
+        fixed = [f"{presets.flag(k)} {a} -> {b}" for k, (a, b) in changes.items() if k in FIXED]
+        if fixed:
+            raise InputError(
+                f"a resumed run cannot change {'; '.join(fixed)}; start a new one (--init-from {folder} takes "
+                f"its weights)"
+            )
+        if preset.steps <= step:
+            terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total)")
+            return Outcome("done", step, 0.0), folder
         runtime = open_machine(machine, before=saved["runtime"])
         images = open_data(preset, data_dir, skip_bad)
         shape = Shape(*saved["shape"], classes=tuple(saved["classes"]))
         state = states.start(preset, shape, runtime, saved["facts"])
         check_data(state, images, folder)
-        states.restore(state, saved, folder / states.CHECKPOINT)
-        for name, (a, b) in presets.changed(old, preset).items():
+        loader = open_loader(preset, images, runtime)
+        states.restore(state, saved, folder / saved["file"])
+        if saved["file"] == states.PREVIOUS:
+            states.promote_previous(folder)
+        for name, (a, b) in changes.items():
             terminal.say(f"changed on resuming: {presets.flag(name)} {a} -> {b}")
             if name == "chain_steps":
                 state.chain_steps = preset.chain_steps
         terminal.say(f"going on with {folder} from step {step}")
         write_json(folder / "preset.json", describe(state, runtime))
-        return finish(state, images, folder, runtime), folder
+        return finish(state, loader, folder, runtime), folder
 
 
 FIXED = {
@@ -109,17 +116,25 @@ FIXED = {
 """settings that a checkpoint's weights, buffer or data stream are made of"""
 
 
-def finish(state: TrainState, images: Images, folder: Path, runtime: Runtime) -> Outcome:
+def finish(state: TrainState, loader: Loader, folder: Path, runtime: Runtime) -> Outcome:
     """Run the loop with a bar and signals, then draw samples from noise."""
     steps = state.preset.steps
     with interruptible() as stop:
         with terminal.bar("training") as screen:
             report = lambda m: screen.step(m["step"], steps, shown(m))
-            outcome = train(state, images, folder, runtime, Watcher(screen.say, report, stop))
+            outcome = train(state, loader, folder, runtime, Watcher(screen.say, report, stop))
         if outcome.reason != "interrupted" and state.step > 0:
             with terminal.bar("samples from noise") as screen:
-                path = folder / "samples" / f"noise-{state.step:07d}.png"
-                write_final_grid(path, state, runtime, lambda done, total: screen.step(done, total))
+
+                def progress(done: int, total: int) -> None:
+                    screen.step(done, total)
+                    if stop():
+                        raise Stopped
+
+                try:
+                    write_final_grid(folder / "samples" / f"noise-{state.step:07d}.png", state, runtime, progress)
+                except Stopped:
+                    return replace(outcome, reason="interrupted")
     return outcome
 
 
@@ -148,7 +163,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process a run folder. The lock goes with the process, however it ends."""
+    """One process a run folder. The lock goes with the process, however it ends; what a killed one left half-written
+    goes."""
     with open(folder / ".lock", "a") as lock:
         try:
             import fcntl
@@ -158,6 +174,8 @@ def alone(folder: Path) -> Iterator[None]:
             terminal.say("this system has no file locks: take care that no other process trains in the same folder")
         except OSError:
             raise InputError(f"another process is training in {folder}; wait for it, or choose another --out") from None
+        for stale in folder.rglob(".*.part"):
+            stale.unlink(missing_ok=True)
         yield
 
 
@@ -175,6 +193,18 @@ def open_data(preset: Preset, data_dir: Path | None, skip_bad: bool) -> Images:
         image_size=preset.image_size or None,
         channels=preset.channels or None,
         skip_bad=skip_bad,
+        say=terminal.say,
+    )
+
+
+def open_loader(preset: Preset, images: Images, runtime: Runtime) -> Loader:
+    return Loader(
+        images,
+        preset.batch,
+        seed=preset.seed,
+        device=runtime.device,
+        flip=preset.flip,
+        crop=preset.crop,
         say=terminal.say,
     )
 
@@ -206,11 +236,30 @@ def check_data(state: TrainState, images: Images, folder: Path) -> None:
 
 
 def fingerprint(images: Images) -> dict[str, Any]:
-    """What tells a data set from another: its name, count and a hash of up to 1,000 of its images and all labels."""
+    """What tells a data set from another: its name, count and a hash of about 1,000 of its images and all labels."""
     h = hashlib.sha256()
     h.update(np.ascontiguousarray(images.x[:: max(1, len(images.x) // 1000)]).tobytes())
     h.update(b"" if images.y is None else np.ascontiguousarray(images.y).tobytes())
     return {"name": images.name, "images": len(images.x), "sha256": h.hexdigest()[:16]}
+
+
+def holds_no_run(folder: Path) -> None:
+    if (folder / "preset.json").exists() or (folder / states.CHECKPOINT).exists():
+        raise InputError(
+            f"{folder} already holds a run; go on with it by igebm train --resume {folder}, or choose another --out"
+        )
+
+
+def new_folder(wanted: Path) -> Path:
+    """Make `wanted`, or the first of wanted-2, wanted-3, ... that nobody else has made."""
+    while True:
+        folder = free_folder(wanted)
+        try:
+            writable_folder(folder.parent)
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue  # made by another process since
 
 
 def free_folder(wanted: Path) -> Path:
@@ -231,5 +280,6 @@ def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "facts": state.facts,
         "command": ["igebm", *sys.argv[1:]],
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "temperature": temperature(state.preset.step_size, state.preset.noise),
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "runtime": runtime.reason},
     }

@@ -99,24 +99,32 @@ def generators(state: TrainState) -> tuple[torch.Generator, torch.Generator]:
 def save_checkpoint(folder: Path, state: TrainState, runtime: Runtime) -> None:
     """Write DIR/checkpoint.pt; the one it replaces becomes checkpoint.previous.pt."""
     current, previous = folder / CHECKPOINT, folder / PREVIOUS
-    with whole(current) as temporary:
+
+    def keep() -> None:
+        if current.exists():
+            _second_name(current, previous)
+
+    with whole(current, then=keep) as temporary:
         try:
             torch.save(_to_dict(state, runtime), temporary)
         except RuntimeError as error:  # torch's writer reports a full disk this way
             raise Fault(f"cannot write {current}: {str(error).splitlines()[0]}; is the disk full?") from error
-        if current.exists():
-            _keep(current, previous)
 
 
-def _keep(current: Path, previous: Path) -> None:
-    """Make `previous` a second name of `current` (a copy where the file system has no links), whole at every moment."""
-    second = previous.with_suffix(".part")
+def promote_previous(folder: Path) -> None:
+    """Make the previous checkpoint the current one: what a run has gone back to must not be lost at its next save."""
+    _second_name(folder / PREVIOUS, folder / CHECKPOINT)
+
+
+def _second_name(of: Path, name: Path) -> None:
+    """Make `name` a second name of the file `of` (a copy where the file system has no links), whole at every moment."""
+    second = name.with_name(f".{name.name}.second.part")
     second.unlink(missing_ok=True)
     try:
-        os.link(current, second)
+        os.link(of, second)
     except OSError:
-        shutil.copyfile(current, second)
-    second.replace(previous)
+        shutil.copyfile(of, second)
+    second.replace(name)
 
 
 def _to_dict(state: TrainState, runtime: Runtime) -> dict[str, Any]:
@@ -143,6 +151,8 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """The last whole checkpoint of a run folder; says so where it had to take the one before. No code in it is run.
 
+    Whoever goes on from the previous one makes it the current one first (`saved["file"]` is its name,
+    `promote_previous`).
     Raises InputError where there is none.
     """
     if not folder.is_dir():
@@ -158,6 +168,7 @@ def read_checkpoint(
         except InputError as error:
             problems.append(str(error))
             continue
+        saved["file"] = name
         if problems:
             say(f"{problems[0]}; going on from {path.name} (step {saved['counters']['step']}) instead")
         return saved
@@ -181,6 +192,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged (part {damaged} fails its checksum)")
     wanted = ("settings", "shape", "classes", "net", "averages", "optimizer", "buffer", "counters", "runtime", "facts")
     missing = [key for key in wanted if key not in saved] if isinstance(saved, dict) else wanted
+    if not missing:
+        missing = [name for name in _COUNTERS if not isinstance(saved["counters"].get(name), int | float)]
     if missing:
         raise InputError(f"{path} is no igebm checkpoint: it lacks {', '.join(missing[:3])}")
     return saved

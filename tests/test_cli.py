@@ -288,7 +288,7 @@ MISTAKES = {
     "device (C29)": (["train", "--device", "gpu"], "use cpu, cuda or cuda:N"),
     "no cuda (C29)": (["train", "--device", "cuda:7"], "--device cpu"),
     "resume nothing": (["train", "--resume", "/nowhere/at/all"], "no run folder"),
-    "no model": (["sample", "/nowhere/at/all"], "give a run folder or a .safetensors file"),
+    "no model": (["sample", "/nowhere/at/all"], "give a run folder, a .safetensors file or a bundled name"),
     "energy file": (["energy", "/nowhere", "digits", "--out", "e.txt"], ".csv or .npy"),
 }
 
@@ -380,16 +380,22 @@ def test_c20_a_renamed_weight_is_named(run_folder, tmp_path, capsys):
     assert "not written by igebm" in mistake(capsys, "sample", tmp_path / "foreign.safetensors")
 
 
-def test_foreign_values_in_a_models_metadata_are_one_line(run_folder, tmp_path, capsys):
+def test_foreign_values_in_a_models_metadata_are_one_line(run_folder, tmp_path):
+    """Wrong shapes, classes and settings; in one process of its own, without the type checks that would see them first."""
     tensors = load_file(run_folder / "model.safetensors")
     about = json.loads(model.safe_open(run_folder / "model.safetensors", framework="pt").metadata()["igebm"])
+    had = about["settings"]
     foreign = (
-        {"shape": [1, 8]}, {"classes": 5}, {"settings": about["settings"] | {"blocks": 3}}, {"settings": [1]},
-        {"settings": about["settings"] | {"width": 4.5}}, {"settings": about["settings"] | {"flip": "no"}},
+        {"shape": [1, 8]}, {"classes": 5}, {"settings": had | {"blocks": 3}}, {"settings": [1]},
+        {"settings": had | {"width": 4.5}}, {"settings": had | {"flip": "no"}}, {"settings": had | {"more": 1}},
     )  # fmt: skip
-    for change in foreign:
-        save_file(tensors, tmp_path / "m.safetensors", {"igebm": json.dumps(about | change)})
-        mistake(capsys, "sample", tmp_path / "m.safetensors", "--n", "1")
+    for i, change in enumerate(foreign):
+        save_file(tensors, tmp_path / f"{i}.safetensors", {"igebm": json.dumps(about | change)})
+    code = "import sys\nfrom igebm.cli import main\nprint([main(['sample', f]) for f in sys.argv[1:]])"
+    paths = sorted(map(str, tmp_path.glob("*.safetensors")))
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == str([2] * len(foreign)), done.stderr
+    assert done.stderr.count("\n") == len(foreign)
 
 
 def test_samples_need_fitting_starts_and_labels(run_folder):

@@ -178,8 +178,7 @@ def test_bundled_models_work_right_after_install(name, tmp_path, capsys, monkeyp
 
 
 def test_bundled_digits_are_the_digits_asked_for():
-    known = ("command", "commit", "training_seconds", "machine", "note", card["data"]["sha256"])
-    assert all(word in told for word in known)
+    """A nearest-mean classifier made from the data, right on most real test digits, reads 80 % of the samples."""
     from igebm import data
 
     train, test = data.load("digits"), data.load("digits", "test")

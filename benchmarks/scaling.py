@@ -15,7 +15,8 @@ import matplotlib
 import torch
 
 from igebm import presets
-from igebm.benchmarks.speed import best, circumstances
+from igebm.benchmarks.speed import best
+from igebm.circumstances import circumstances
 from igebm.compose import product
 from igebm.files import write_json
 from igebm.model import Shape, build_kernel
@@ -80,8 +81,7 @@ def main() -> None:
         ax.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("seconds")
     figure.savefig(out / "scaling.png", dpi=120)
-    about = circumstances(runtime) | {
-        "command": "python benchmarks/scaling.py",
+    about = circumstances(runtime, "python benchmarks/scaling.py") | {
         "load_before": before,
         "load_after": os.getloadavg(),
     }

@@ -12,14 +12,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from . import __version__, presets
 from .errors import Fault, InputError, unknown
+from .evaluation.settings import EXPERIMENTS, All, Common
 from .presets import Machine, Preset
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,17 @@ class DataCheck:
     """where named data sets are kept"""
     json: bool = False
     """as JSON"""
+
+
+@dataclass(frozen=True)
+class Evaluate(Generic[Options]):
+    """An experiment of the paper on one model: NAME.json and its figures as PNG and PDF."""
+
+    options: OmitArgPrefixes[Options]
+    common: OmitArgPrefixes[Common]
+    machine: OmitArgPrefixes[Machine]
+    model: Positional[str]
+    """a run folder, a .safetensors file or a name of `igebm models`"""
 
 
 @dataclass(frozen=True)
@@ -350,6 +364,19 @@ def check_data(args: list[str]) -> int:
     return 0
 
 
+def evaluate(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_experiments())
+        return 0
+    name, *rest = args
+    if name not in EXPERIMENTS and name != "all":
+        raise unknown("experiment", name, [*EXPERIMENTS, "all"])
+    asked = parse(Evaluate[EXPERIMENTS.get(name, All)], f"eval {name}", rest)
+    from .commands import evaluate as run
+
+    return run(name, asked)
+
+
 def bench(args: list[str]) -> int:
     asked = parse(Bench, "bench", args)
     from .benchmarks.speed import bench as run
@@ -374,6 +401,7 @@ COMMANDS = {
     "sample": Command(sample, "draw samples from a model"),
     "energy": Command(energy, "the energy of each image of a data set"),
     "presets": Command(list_presets, "the named settings, and the paper's tables and figures they reproduce"),
+    "eval": Command(evaluate, "an experiment of the paper on a model, with its figure and numbers; `all` for all"),
     "bench": Command(bench, "measure this machine against a plain reference and its own limit"),
     "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),
@@ -391,6 +419,14 @@ def _overview(prefix: str = "") -> str:
             "",
             "igebm COMMAND --help shows a command's options. Exit codes: 0 done, 1 fault, 2 mistake, 130 interrupted.",
         ]
+    )
+
+
+def _experiments() -> str:
+    head = lambda kind: re.split(r" \(| by |: ", " ".join((kind.__doc__ or "").split()))[0].rstrip(".")
+    rows = [f"  igebm eval {name:<12} {head(kind)}" for name, kind in (EXPERIMENTS | {"all": All}).items()]
+    return "\n".join(
+        ["usage: igebm eval NAME MODEL [options]", "", *rows, "", "igebm eval NAME --help shows its options"]
     )
 
 

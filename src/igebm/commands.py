@@ -5,19 +5,17 @@ import io
 import json
 import platform
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from . import __version__, data, model, terminal
-from .data import Images, MissingSplit
+from .data import Images
 from .errors import Fault, InputError
-from .files import whole, writable_folder, write_json, write_text
+from .files import writable_folder, write_array, write_json, write_text
+from .inputs import labels_for, load_split, matches, open_model
 from .model import Model
-from .presets import Machine
 from .report.plots import by_class, grid, write_png
-from .runtime import probe
 from .training.run import free_folder
 from .training.state import read_checkpoint
 
@@ -28,7 +26,7 @@ def sample(asked) -> Path:
         raise InputError(f"--n {asked.n} --batch {asked.batch}: give at least 1 of each")
     if asked.steps is not None and asked.steps < 0:
         raise InputError(f"--steps {asked.steps}: give 0 or more")
-    m = open_model(asked.model, asked.machine)
+    m, _ = open_model(asked.model, asked.machine)
     start, labels = starts(asked, m)
     steps = asked.steps
     if steps is None:
@@ -115,7 +113,7 @@ def energy(asked) -> None:
         raise InputError(f"--out {asked.out}: give a name that ends in .csv or .npy")
     if asked.out is not None:
         writable_folder(asked.out.parent)  # before the work
-    m = open_model(asked.model, asked.machine)
+    m, _ = open_model(asked.model, asked.machine)
     images = load_split(asked.data, asked.split, m, asked.data_dir, asked.skip_bad)
     labels = labels_for(asked.at, images, m)
     with terminal.bar("energies") as screen:
@@ -133,24 +131,6 @@ def energy(asked) -> None:
         write_text(asked.out, text) if asked.out is not None else print(text, end="")
     where = "at its label" if labels is not None else "minimum over labels" if m.conditional else "unconditional"
     terminal.say(f"{len(e)} energies ({where}): mean {e.mean():.4f}, standard deviation {e.std():.4f}")
-
-
-def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:
-    """The labels to take energies at; None for the minimum over all, or an unconditional model."""
-    why = ""
-    if not m.conditional:
-        why = f"{m.name} is unconditional"
-    elif images.y is None or not matches(images, m):
-        why = f"{m.name} knows the classes {', '.join(m.shape.classes[:5])}, ..., the data do not"
-    elif (images.y < 0).any():
-        why = f"{(images.y < 0).sum()} images of {images.name} have no label"
-    if at == "label" and why:
-        raise InputError(f"--at label: {why}; use --at min")
-    return None if why or at == "min" else images.y
-
-
-def matches(images: Images, m: Model) -> bool:
-    return tuple(images.classes) == tuple(m.shape.classes)
 
 
 def as_csv(e: np.ndarray, images: Images) -> str:
@@ -180,29 +160,28 @@ def check(asked) -> None:
         print(line)
 
 
-def open_model(where: str, machine: Machine) -> Model:
-    """A MODEL argument as a Model on the machine's device, in its sampling dtype."""
-    model.find(where)  # a wrong name is said before the machine is looked at
-    runtime = probe(
-        machine.device, machine.dtype, machine.compile if machine.compile != "auto" else "off", machine.threads
-    )
-    return model.load(where, runtime.device, runtime.dtype, runtime.compiled)
+def evaluate(name: str, asked) -> int:
+    """`igebm eval`: one experiment, or all; the folder with the results is printed."""
+    from .evaluation import ranks
+    from .evaluation.work import Work, folder_of, run_all, run_one
+
+    m, runtime = open_model(asked.model, asked.machine)
+    with ranks.together():
+        out = writable_folder(asked.common.out or folder_of(asked.model))
+        work = Work(m, asked.model, runtime, asked.common, out)
+        if name == "all":
+            failed = run_all(work, asked.options.quick)
+        else:
+            failed = []
+            found = run_one(work, name, asked.options)
+            if work.first:
+                for line in terminal.pretty(shortened(found["numbers"])):
+                    terminal.say(line)
+        if work.first:
+            print(out)
+    return 1 if failed else 0
 
 
-def load_split(spec: str, split: str | None, m: Model, data_dir: Path | None, skip_bad: bool = False) -> Images:
-    """A data set in the model's image size and channels; without a split named, the test split where there is one."""
-    options: dict[str, Any] = dict(data_dir=data_dir, channels=m.shape.channels, skip_bad=skip_bad, say=terminal.say)
-    if m.shape.height == m.shape.width:
-        options["image_size"] = m.shape.height
-    try:
-        return data.load(spec, split or "test", **options)
-    except MissingSplit:
-        if split is not None:
-            raise
-        terminal.say(f"{spec} has no test split: the train split is used")
-        return data.load(spec, "train", **options)
-
-
-def write_array(path: Path, values: np.ndarray) -> None:
-    with whole(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, values, allow_pickle=False)
+def shortened(numbers: dict) -> dict:
+    """Without long lists, which are for the file."""
+    return {k: v for k, v in numbers.items() if not isinstance(v, list) or len(v) <= 12}

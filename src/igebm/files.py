@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import Fault, InputError
 
 
@@ -50,6 +52,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """An .npy file, without pickles."""
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, values, allow_pickle=False)
 
 
 def writable_folder(path: Path) -> Path:

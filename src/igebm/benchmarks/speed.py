@@ -6,7 +6,6 @@ operations (the reference would need about twice as many for the same energies).
 """
 
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__, presets
+from .. import presets
+from ..circumstances import circumstances, cpu_name
 from ..data import Images, Loader
 from ..energy import energy_and_grad
 from ..model import Shape, build_kernel, build_net
@@ -244,35 +244,6 @@ def best(f: Callable, repeats: int, device: torch.device) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def circumstances(runtime: Runtime) -> dict[str, Any]:
-    """What a number needs beside it to be believed."""
-    return {
-        "cpu": cpu_name(),
-        "cpu_flags": [flag for flag in cpu_flags() if flag.startswith(("avx", "amx", "fma"))],
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "runtime": runtime.reason,
-        "dtype": runtime.dtype_name,
-        "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "command": " ".join(["igebm", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def cpu_name() -> str:
-    return next((v for k, v in cpu_info() if k == "model name"), platform.processor() or "unknown CPU")
-
-
-def cpu_flags() -> list[str]:
-    return next((v.split() for k, v in cpu_info() if k == "flags"), [])
-
-
-def cpu_info() -> list[tuple[str, str]]:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [(k.strip(), v.strip()) for k, _, v in (line.partition(":") for line in lines)]
 
 
 def line(row: dict[str, Any]) -> str:

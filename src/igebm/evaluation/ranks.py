@@ -1,0 +1,76 @@
+"""Work that several processes share (torchrun): the parts go round them, and the result is the same as one's.
+
+Each part seeds its own random numbers, so that it does not matter which process does it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ..model import batches
+
+KINDS = ["float32", "float64", "int64", "uint8", "bool"]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not alone:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        if not alone:
+            dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rows(
+    n: int, batch: int, compute: Callable[[slice], np.ndarray], step: Callable[[int, int], None] = lambda *_: None
+) -> np.ndarray:
+    """The rows (n, ...) that `compute(part)` gives for parts of at most `batch`, in order, on every process."""
+    parts = list(batches(n, batch))
+    mine = []
+    for i in range(rank(), len(parts), size()):
+        mine.append(np.asarray(compute(parts[i])))
+        step(parts[i].stop, n)
+    if size() == 1:
+        return np.concatenate(mine)
+    every = gather(np.concatenate(mine) if mine else None)
+    # Process r did the parts r, r + size, ...: deal them back in order.
+    taken, out = [0] * size(), []
+    for i, part in enumerate(parts):
+        r, length = i % size(), part.stop - part.start
+        out.append(every[r][taken[r] : taken[r] + length])
+        taken[r] += length
+    return np.concatenate(out)
+
+
+def gather(mine: np.ndarray | None) -> list[np.ndarray]:
+    """Every process's array (its first axis may differ; None: nothing), on every process. Tensors alone travel."""
+    about = torch.zeros(10, dtype=torch.int64)  # kind, axes, lengths
+    if mine is not None:
+        about[: 2 + mine.ndim] = torch.tensor([KINDS.index(mine.dtype.name), mine.ndim, *mine.shape])
+    abouts = [torch.empty_like(about) for _ in range(size())]
+    dist.all_gather(abouts, about)
+    kind, axes, *shape = next(a for a in abouts if a[1] > 0).tolist()
+    lengths = [int(a[2]) for a in abouts]
+    padded = np.zeros((max(lengths), *shape[1:axes]), KINDS[kind])
+    if mine is not None:
+        padded[: len(mine)] = mine
+    sent = torch.from_numpy(padded)
+    received = [torch.empty_like(sent) for _ in range(size())]
+    dist.all_gather(received, sent)
+    return [r.numpy()[:length] for r, length in zip(received, lengths, strict=True)]

@@ -1,0 +1,204 @@
+"""The options of each experiment, with the paper's values as defaults. Plain data: no torch, so that the command line
+answers at once.
+
+The paper is Du & Mordatch, arXiv:1903.08689v1; "released" is what its authors' released code does.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all experiments take."""
+
+    out: Path | None = None
+    """folder for NAME.json and figures; default: evaluation in the run folder, or evaluation/MODEL"""
+    data: str | None = None
+    """data set to evaluate on; default: the one the model was trained on"""
+    data_dir: Path | None = None
+    """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
+    seed: int = 0
+    batch: int = 128
+    """images or chains at a time"""
+    inception: Path | None = None
+    """the 2015 Inception network, inception-2015-12-05.pt; default: $IGEBM_INCEPTION or the data folder. Without it a
+    classifier trained on the data serves, and no number is called IS or FID"""
+    again: bool = False
+    """do the experiment although its result is there"""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A chain's settings that differ from the model's own."""
+
+    step_size: float | None = None
+    """what multiplies the gradient; default: the model's"""
+    noise: float | None = None
+    """standard deviation of the noise; default: the model's"""
+    clip: float | None = None
+    """bound of each entry of the chain's gradient (0: none); default: the model's"""
+
+
+@dataclass(frozen=True)
+class Trajectory(Sampler):
+    """One chain from noise to image, as a strip and as an animation, with its energies (Fig. 13)."""
+
+    n: int = 10
+    """chains, the classes in turn"""
+    label: str | None = None
+    """one class for all, by name or number"""
+    steps: int | None = None
+    """chain steps; default: the model's sample_steps"""
+    frames: int = 10
+    """pictures in a strip"""
+
+
+@dataclass(frozen=True)
+class Generation(Sampler):
+    """Samples of the mixing protocol (section 8.4; Table 3b, Figs. 2, 3), scored."""
+
+    n: int = 1_000
+    """samples (paper: 50,000)"""
+    protocol: Literal["paper", "release"] = "paper"
+    """paper: the model's own clip; release: clip 0.05, as the authors' script has it"""
+    steps: int | None = None
+    """chain steps of a round; default: 20 (released), or the model's chain_steps if it has fewer"""
+    rounds: int = 200
+    """how often a pool of n = 1,000 is visited, 512 chains a visit (released: 200, about 100 visits a chain)"""
+    pool: int = 1_000
+    """chains in a pool; pools follow each other until there are n samples"""
+    restart: float = 0.01
+    """share of a visit's chains that start anew from noise"""
+    relabel: float = 0.1
+    """share that goes on under a new random label"""
+    last: int = 10
+    """rounds at the end without restarts and new labels"""
+    ensemble: int = 10
+    """snapshots that take turns, the last ones of the run (fewer where it has fewer)"""
+    splits: int = 10
+    """of the Inception score"""
+
+
+@dataclass(frozen=True)
+class Likelihood(Sampler):
+    """Energies of train, test and samples, and bits per dimension (section 4.2, Fig. 1): log Z between two AIS
+    estimates."""
+
+    n: int = 10_000
+    """images of each split at most"""
+    samples: int = 100
+    """samples whose energies are shown beside the data's"""
+    steps: int | None = None
+    """chain steps of those; default: the model's sample_steps"""
+    chains: int = 16
+    """AIS chains, each way"""
+    rungs: int = 1_000
+    """temperatures from the uniform density (0) to the model (1)"""
+    transitions: int = 1
+    """HMC transitions on each rung"""
+    leapfrog: int = 10
+    """leapfrog steps of a transition"""
+    label: str = "0"
+    """the class whose log Z is bracketed, of a conditional model (paper: class 0)"""
+
+
+@dataclass(frozen=True)
+class Restoration(Sampler):
+    """Chains that repair test images: salt and pepper, and in-painting by masked chains (Fig. 4)."""
+
+    n: int = 1_000
+    """test images that count; the figure shows the first"""
+    corrupt: Literal["both", "salt-pepper", "inpaint"] = "both"
+    share: float = 0.1
+    """of pixels that salt and pepper hits"""
+    mask: Path | None = None
+    """a mask image in the size of the model's images: white is filled, black is kept; default: the lower half is
+    filled"""
+    steps: int | None = None
+    """chain steps; default: 5 (salt and pepper) and 10 (in-painting) times the model's chain_steps (released)"""
+
+
+@dataclass(frozen=True)
+class CrossClass(Sampler):
+    """Chains that start at another class's images, under the target's label (Figs. 5, 11)."""
+
+    n: int = 1_000
+    """test images"""
+    steps: int | None = None
+    """chain steps; default: 10 times the model's chain_steps (released)"""
+
+
+@dataclass(frozen=True)
+class Neighbours(Sampler):
+    """The training images nearest to samples, in pixels and in features (Fig. 12)."""
+
+    n: int = 10
+    """samples, the classes in turn"""
+    k: int = 5
+    """neighbours"""
+    steps: int | None = None
+    """chain steps; default: the model's sample_steps (released: 10 times chain_steps)"""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """The network made a classifier (Table 1): the last layer replaced and all weights trained, against the same net
+    from scratch, each with and without flips and crops."""
+
+    minutes: float = 10.0
+    """for each of the four"""
+    steps: int = 10_000
+    """iterations of each of the four, at most"""
+    batch_size: int = 128
+    lr: float = 1e-3
+    labels: int = 0
+    """labelled training images that are used, the classes alike; 0: all"""
+
+
+@dataclass(frozen=True)
+class Ood:
+    """How well the energy tells the test set from other images (Table 2, Figs. 6, 7): AUROC, and histograms."""
+
+    against: tuple[str, ...] = ("svhn", "dtd", "constant", "uniform", "interpolation", "cifar100")
+    """data sets or folders, or the made-up sets constant, uniform and interpolation; a named set that is not at hand
+    is left out and said"""
+    score: Literal["energy", "gradient-norm", "min-label"] = "min-label"
+    """E at the label (energy; the minimum where the other set has other labels), |grad E|, or the minimum of E over all
+    labels (paper)"""
+    n: int = 10_000
+    """images of each set at most"""
+    baselines: tuple[str, ...] = ()
+    """models of igebm baseline to put beside it"""
+
+
+@dataclass(frozen=True)
+class All:
+    """All experiments, the cheapest first (what is done is skipped, what fails is reported)."""
+
+    quick: bool = False
+    """small numbers of images and steps: minutes on two cores, and numbers with wide errors"""
+
+
+EXPERIMENTS: dict[str, type] = {
+    "ood": Ood,
+    "trajectory": Trajectory,
+    "neighbours": Neighbours,
+    "cross-class": CrossClass,
+    "restoration": Restoration,
+    "likelihood": Likelihood,
+    "generation": Generation,
+    "finetune": Finetune,
+}
+"""by cost, the cheapest first: the order of `igebm eval all`"""
+
+QUICK: dict[str, dict] = {
+    "ood": {"n": 1_000},
+    "cross-class": {"n": 100},
+    "restoration": {"n": 100},
+    "likelihood": {"n": 1_000, "rungs": 100, "chains": 8},
+    "generation": {"n": 200, "pool": 200, "rounds": 30, "splits": 2},
+    "finetune": {"minutes": 1.0},
+}
+"""what `igebm eval all --quick` asks for instead of the defaults"""

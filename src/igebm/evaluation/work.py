@@ -1,0 +1,151 @@
+"""What an experiment works with (model, data, where results go), and what it leaves: NAME.json beside its figures."""
+
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import model, terminal
+from ..circumstances import circumstances
+from ..data import Images
+from ..errors import Fault, InputError
+from ..files import write_json
+from ..inputs import load_split
+from ..model import Model
+from ..runtime import Runtime
+from ..samplers import Kernel
+from ..terminal import Screen
+from . import ranks
+from .settings import EXPERIMENTS, QUICK, Common, Sampler
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model under evaluation; every experiment gets one."""
+
+    model: Model
+    where: str
+    """the MODEL argument: a run folder, a file or a bundled name"""
+    runtime: Runtime
+    asked: Common
+    out: Path
+    screen: Screen = Screen(terminal.say, lambda *_, **__: None)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks: rank 0."""
+        return ranks.rank() == 0
+
+    def images(self, split: str | None = None, most: int = 0, spec: str | None = None) -> Images:
+        """A split of the model's data set, or of `spec`, in the model's size and channels (default: test where there
+        is one). With `most`, a seeded choice of as many images, in a seeded order."""
+        images = load_split(spec or self.asked.data or self.model.preset.data, split, self.model, self.asked.data_dir)
+        if not most:
+            return images
+        order = np.random.default_rng(self.asked.seed).permutation(len(images.x))[:most]
+        return images._replace(x=np.asarray(images.x[order]), y=None if images.y is None else images.y[order])
+
+    def generator(self, *key: int) -> torch.Generator:
+        """Random numbers of the part `key` of this experiment: the same whichever process does the part."""
+        seed = np.random.SeedSequence([self.asked.seed, *key]).generate_state(1, np.uint64)[0]
+        return torch.Generator(self.model.device).manual_seed(int(seed >> 1))
+
+    def tensor(self, images: np.ndarray) -> Tensor:
+        """uint8 (N, H, W, C) -> float (N, C, H, W) on the model's device, at the centre of each pixel's bin."""
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.model.device).permute(0, 3, 1, 2)
+        return (x.float() + 0.5) / 256
+
+
+def kernel(m: Model, sampler: Sampler) -> Kernel:
+    """The model's chain with what `sampler` says otherwise."""
+    return model.build_kernel(replace(m.preset, **chain_settings(m, sampler)))
+
+
+def chain_settings(m: Model, sampler: Sampler) -> dict[str, float]:
+    """The chain's step size, noise and clip, for `kernel` and for the record."""
+    own = {"step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip}
+    said = {name: getattr(sampler, name) for name in own}
+    bad = [name for name, value in said.items() if value is not None and not 0 <= value < float("inf")]
+    if bad:
+        raise InputError(f"--{bad[0].replace('_', '-')} {said[bad[0]]}: a number of at least 0 is wanted")
+    return own | {name: float(value) for name, value in said.items() if value is not None}
+
+
+def labels_in_turn(m: Model, n: int, label: str | None = None) -> np.ndarray | None:
+    """n labels: one class, or all in turn; None for an unconditional model."""
+    if label is not None:
+        return np.full(n, m.label(label), np.int64)
+    return np.arange(n, dtype=np.int64) % m.net.condition if m.conditional else None
+
+
+def folder_of(where: str) -> Path:
+    """Where the evaluation of MODEL goes without --out."""
+    path = Path(where)
+    return path / "evaluation" if path.is_dir() else Path("evaluation") / path.stem
+
+
+def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Write NAME.json: the numbers, and all that they depend on. Returns what was written."""
+    m = work.model
+    about = {
+        "experiment": name,
+        "numbers": numbers,
+        "model": {"name": m.name, "step": m.step, "preset": m.facts.get("preset"), "data": m.preset.data},
+        "options": plain(asdict(options)),
+        "data": work.asked.data or m.preset.data,
+        "seed": work.asked.seed,
+        "batch": work.asked.batch,
+        "processes": ranks.size(),
+        "seconds": round(seconds, 1),
+        "machine": circumstances(work.runtime, " ".join(["igebm", *sys.argv[1:]])),
+    }
+    if work.first:
+        write_json(work.out / f"{name}.json", about)
+    return about
+
+
+def plain(value: Any) -> Any:
+    """Paths as text and tuples as lists, for JSON."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def run_one(work: Work, name: str, options: Any) -> dict[str, Any]:
+    """One experiment, with a bar, timed and recorded."""
+    from importlib import import_module
+
+    module = import_module(f".{name.replace('-', '_')}", __package__)
+    start = time.perf_counter()
+    with terminal.bar(name) as screen:
+        numbers = module.run(replace(work, screen=screen), options)
+    return record(work, name, options, numbers, time.perf_counter() - start)
+
+
+def run_all(work: Work, quick: bool = False) -> list[str]:
+    """Every experiment, the cheapest first: skips what is done, goes on after one fails. Returns the names that
+    failed."""
+    failed = []
+    for name, kind in EXPERIMENTS.items():
+        if (work.out / f"{name}.json").exists() and not work.asked.again:
+            work.screen.say(f"{name}: done before; --again does it anew")
+            continue
+        options = kind(**QUICK.get(name, {})) if quick else kind()
+        try:
+            run_one(work, name, options)
+        except (InputError, Fault, OSError, MemoryError) as error:
+            failed.append(name)
+            work.screen.say(f"{name}: {' '.join(str(error).split())}")
+            if work.first:
+                write_json(work.out / f"{name}.failed.json", {"experiment": name, "why": str(error)})
+        else:
+            (work.out / f"{name}.failed.json").unlink(missing_ok=True)
+            work.screen.say(f"{name}: done")
+    return failed

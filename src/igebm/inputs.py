@@ -1,0 +1,55 @@
+"""What a MODEL and a DATA argument mean: opened, and checked against each other."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import data, model, terminal
+from .data import Images, MissingSplit
+from .errors import InputError
+from .model import Model
+from .presets import Machine
+from .runtime import Runtime, probe
+
+
+def open_model(where: str, machine: Machine) -> tuple[Model, Runtime]:
+    """A MODEL argument as a Model on the machine's device, in its sampling dtype."""
+    model.find(where)  # a wrong name is said before the machine is looked at
+    compile = machine.compile if machine.compile != "auto" else "off"
+    runtime = probe(machine.device, machine.dtype, compile, machine.threads)
+    return model.load(where, runtime.device, runtime.dtype, runtime.compiled), runtime
+
+
+def load_split(spec: str, split: str | None, m: Model, data_dir: Path | None, skip_bad: bool = False) -> Images:
+    """A data set in the model's image size and channels; without a split named, the test split where there is one."""
+    options: dict[str, Any] = dict(data_dir=data_dir, channels=m.shape.channels, skip_bad=skip_bad, say=terminal.say)
+    if m.shape.height == m.shape.width:
+        options["image_size"] = m.shape.height
+    try:
+        return data.load(spec, split or "test", **options)
+    except MissingSplit:
+        if split is not None:
+            raise
+        terminal.say(f"{spec} has no test split: the train split is used")
+        return data.load(spec, "train", **options)
+
+
+def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:
+    """The labels to take energies at; None for the minimum over all, or an unconditional model. `at`: auto, label or
+    min."""
+    why = ""
+    if not m.conditional:
+        why = f"{m.name} is unconditional"
+    elif images.y is None or not matches(images, m):
+        why = f"{m.name} knows the classes {', '.join(m.shape.classes[:5])}, ..., the data do not"
+    elif (images.y < 0).any():
+        why = f"{(images.y < 0).sum()} images of {images.name} have no label"
+    if at == "label" and why:
+        raise InputError(f"--at label: {why}; use --at min")
+    return None if why or at == "min" else images.y
+
+
+def matches(images: Images, m: Model) -> bool:
+    """Whether the data's labels are the model's."""
+    return tuple(images.classes) == tuple(m.shape.classes)

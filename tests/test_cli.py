@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from igebm import model, presets, pretrained
 from igebm.cli import COMMANDS, main
+from igebm.evaluation.settings import EXPERIMENTS
 from igebm.errors import InputError
 
 TINY = (
@@ -203,11 +204,17 @@ def test_help_does_not_wait_for_heavy_imports():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "eval"] + [f"eval {name}" for name in EXPERIMENTS])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
     assert end.value.code == 0 and f"igebm {command}" in capsys.readouterr().out
+
+
+def test_eval_lists_every_experiment(capsys):
+    assert main(["eval"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"igebm eval {name} " in listed for name in EXPERIMENTS)
 
 
 def test_presets_table_is_json_too(capsys):

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from igebm import model, presets, pretrained
 from igebm.cli import COMMANDS, main
-from igebm.evaluation.settings import EXPERIMENTS
 from igebm.errors import InputError
+from igebm.evaluation.settings import EXPERIMENTS
 
 TINY = (
     "--width 4 --blocks 1d --chain-steps 3 --batch 8 --buffer-size 24 --save-every 2 --log-every 1 --grid-every 3 "

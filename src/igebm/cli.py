@@ -430,7 +430,7 @@ def _experiments() -> str:
     )
 
 
-def parse(kind: type, command: str, args: list[str], default: Any = None) -> Any:
+def parse(kind: Any, command: str, args: list[str], default: Any = None) -> Any:
     """`args` as a `kind`. Raises InputError with one line where they cannot be parsed; --help prints and exits."""
     printed = io.StringIO()
     try:

@@ -86,9 +86,9 @@ def test_c29_unknown_devices(device):
         runtime.probe(device)
 
 
-def compiled_against_eager(device: str, dtype: str) -> dict[str, float]:
+def compiled_against_eager(device: str, dtype: str, mode: str = "on") -> dict[str, float]:
     script = Path(__file__).with_name("compiled.py")
-    done = subprocess.run([sys.executable, script, device, dtype], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, device, dtype, mode], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -100,13 +100,27 @@ def test_compiled_step_is_the_eager_one_and_keeps_its_graph():
     assert found["energy"] < 1e-4 and found["gradient"] < 1e-4 and found["graphs"] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_graph_mode_is_the_eager_energy_too():
+    """As far as a CPU goes: there the mode compiles alike and copies its results."""
+    found = compiled_against_eager("cpu", "float32", "graphs")
+    assert found["energy"] < 1e-4 and found["gradient"] < 1e-4
+
+
+def test_graphs_without_a_gpu_are_refused():
+    with pytest.raises(InputError, match="CUDA graphs need a GPU"):
+        runtime.probe("cpu", "float32", "graphs")
+
+
 # On a GPU
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["on", "graphs"])
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("bfloat16", 3e-2)])
-def test_compiled_gpu_energies_are_the_cpus(dtype, tolerance):
-    found = compiled_against_eager("cuda", dtype)
+def test_compiled_gpu_energies_are_the_cpus(dtype, tolerance, mode):
+    found = compiled_against_eager("cuda", dtype, mode)
     assert found["energy"] < tolerance and found["gradient"] < 5 * tolerance and found["graphs"] == 1
 
 

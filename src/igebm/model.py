@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ class Model:
     """whatever else the file said of its origin: data, seed, preset's name, version"""
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
-    compiled: bool = False
+    compiled: bool | Literal["graphs"] = False
 
     def __post_init__(self) -> None:
         self.net.to(self.device).eval().requires_grad_(False)
@@ -232,7 +232,10 @@ def save(
 
 
 def load(
-    where: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, compiled: bool = False
+    where: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    compiled: bool | Literal["graphs"] = False,
 ) -> Model:
     """The model of a run folder, a .safetensors file or a bundled name. Nothing in it is executed.
 

@@ -9,7 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class Runtime:
 
     device: torch.device
     dtype: torch.dtype
-    compiled: bool
+    compiled: bool | Literal["graphs"]
     threads: int
     reason: str
 
@@ -161,9 +161,11 @@ def _convolution_seconds(dtype: torch.dtype) -> float:
     return time.perf_counter() - start
 
 
-def _compiled(asked: str, device: torch.device, before: bool | None = None) -> tuple[bool, str]:
-    if asked not in ("auto", "on", "off"):
-        raise unknown("choice for --compile", asked, ["auto", "on", "off"])
+def _compiled(
+    asked: str, device: torch.device, before: bool | Literal["graphs"] | None = None
+) -> tuple[bool | Literal["graphs"], str]:
+    if asked not in ("auto", "on", "off", "graphs"):
+        raise unknown("choice for --compile", asked, ["auto", "on", "off", "graphs"])
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
     if asked == "off":
         return False, "eager as asked"
@@ -171,6 +173,12 @@ def _compiled(asked: str, device: torch.device, before: bool | None = None) -> t
         if asked == "on":
             raise InputError("--compile on: there is no C++ compiler here; install g++, or leave --compile off")
         return False, "eager (no C++ compiler)"
+    if asked == "graphs":
+        if device.type != "cuda":
+            raise InputError(
+                f"--compile graphs: CUDA graphs need a GPU, chains run on the {device.type}; use on or off"
+            )
+        return "graphs", "compiled into CUDA graphs as asked"
     if asked == "on":
         return True, "compiled as asked"
     if before is not None:

@@ -8,7 +8,7 @@ in the sampling dtype, refreshed in place, on which chains run.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -170,12 +170,18 @@ class _ValueAndGrad(torch.autograd.Function):
 class Twin:
     """The frozen folded copy of `net` that chains run on, in `dtype`, with static storage refreshed in place."""
 
-    def __init__(self, net: ImageEnergy, dtype: torch.dtype = torch.float32, compiled: bool = False):
+    def __init__(
+        self, net: ImageEnergy, dtype: torch.dtype = torch.float32, compiled: bool | Literal["graphs"] = False
+    ):
         self.net, self.dtype = net, dtype
         with torch.no_grad():
             self.weights: Weights = _map(self._stored, fold(net))
-        # fullgraph: an energy whose graph breaks would be slower than the eager one.
-        self._value_and_grad = torch.compile(self._traced, fullgraph=True, dynamic=False) if compiled else self._eager
+        # fullgraph: an energy whose graph breaks would be slower than the eager one. With CUDA graphs a step's hundred
+        # small kernels are launched as one.
+        mode = "reduce-overhead" if compiled == "graphs" else None
+        compile = lambda f: torch.compile(f, fullgraph=True, dynamic=False, mode=mode)
+        self._graphs = compiled == "graphs"
+        self._value_and_grad = compile(self._traced) if compiled else self._eager
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -190,11 +196,15 @@ class Twin:
 
         def E(x: Tensor) -> Tensor:
             if torch.is_grad_enabled() and x.requires_grad:
-                return _ValueAndGrad.apply(x, lambda x: self._value_and_grad(self.weights, affines, x))
+                return _ValueAndGrad.apply(x, lambda x: self._kept(*self._value_and_grad(self.weights, affines, x)))
             with torch.no_grad():
                 return energy(self.net, self.weights, affines, x)
 
         return E
+
+    def _kept(self, e: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """A CUDA graph's results lie where its next run writes: a product asks two energies before it uses either."""
+        return (e.clone(), g.clone()) if self._graphs else (e, g)
 
     def _eager(self, weights: Weights, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
         return energy_and_grad(lambda x: energy(self.net, weights, affines, x), x)

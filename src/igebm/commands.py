@@ -67,7 +67,7 @@ def sample(asked) -> Path:
 
 def starts(asked, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Where the chains of `igebm sample` start: images (None: noise) and their labels (None: as --label says)."""
-    wanted = None if asked.label is None else m.label(asked.label)
+    wanted = None if asked.label is None else m.condition(asked.label)
     if asked.init == "noise":
         return None, None
     if asked.init == "buffer":
@@ -80,8 +80,10 @@ def starts(asked, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
         if m.conditional and matches(images, m) and images.y is not None:
             y = images.y[order]
         elif wanted is not None:
-            y = np.full(len(x), wanted, np.int64)
-    if wanted is not None and y is not None:
+            y = np.broadcast_to(wanted, (len(x), *wanted.shape)).copy()
+    if wanted is not None and y is not None and m.shape.latents:
+        y = np.broadcast_to(wanted, y.shape).copy()  # hardly any start has these very values: all go on under them
+    elif wanted is not None and y is not None:
         x, y = x[y == wanted], y[y == wanted]
     if len(x) == 0:
         raise InputError(
@@ -90,7 +92,7 @@ def starts(asked, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
     if len(x) < asked.n:
         terminal.say(f"the {asked.init} holds {len(x)} such images, fewer than the {asked.n} asked for")
     x, y = x[: asked.n], None if y is None else y[: asked.n]
-    if m.conditional and y is None:
+    if m.shape.classes and y is None:
         y = np.arange(len(x), dtype=np.int64) % m.net.condition
     return x, y
 
@@ -138,9 +140,17 @@ def as_csv(e: np.ndarray, images: Images) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["index", "label", "energy"])
     for i, value in enumerate(e):
-        label = "" if images.y is None or images.y[i] < 0 else images.classes[images.y[i]]
-        rows.writerow([i, label, f"{value:.6g}"])
+        rows.writerow([i, label_text(images, i), f"{value:.6g}"])
     return text.getvalue()
+
+
+def label_text(images: Images, i: int) -> str:
+    """An image's label as a word, or its latents as numbers; nothing where it has none."""
+    if images.y is None:
+        return ""
+    if images.latents:
+        return " ".join(f"{value:.4g}" for value in images.y[i])
+    return "" if images.y[i] < 0 else images.classes[images.y[i]]
 
 
 def check(asked) -> None:

@@ -42,8 +42,9 @@ def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:
     if not m.conditional:
         why = f"{m.name} is unconditional"
     elif images.y is None or not matches(images, m):
-        why = f"{m.name} knows the classes {', '.join(m.shape.classes[:5])}, ..., the data do not"
-    elif (images.y < 0).any():
+        known = m.shape.classes or tuple(latent.name for latent in m.shape.latents)
+        why = f"{m.name} knows {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}, the data do not"
+    elif images.classes and (images.y < 0).any():
         why = f"{(images.y < 0).sum()} images of {images.name} have no label"
     if at == "label" and why:
         raise InputError(f"--at label: {why}; use --at min")
@@ -51,5 +52,5 @@ def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:
 
 
 def matches(images: Images, m: Model) -> bool:
-    """Whether the data's labels are the model's."""
-    return tuple(images.classes) == tuple(m.shape.classes)
+    """Whether the data's labels, or latents, are the model's."""
+    return tuple(images.classes) == m.shape.classes and tuple(images.latents) == m.shape.latents

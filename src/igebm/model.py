@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import __version__, presets, pretrained
-from .data import dequantise, quantise
+from .data import dequantise, latents, quantise
+from .data.latents import Latent
 from .energy import Energy
 from .errors import Fault, InputError, unknown
 from .files import whole
@@ -33,13 +34,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a preset leaves to the data: image shape, and the classes of a conditional model (() where there are
-    none)."""
+    """What a preset leaves to the data: image shape, and the classes or the latents of a conditional model (() where
+    there are none)."""
 
     channels: int
     height: int
     width: int
     classes: tuple[str, ...] = ()
+    latents: tuple[Latent, ...] = ()
+
+    @property
+    def condition(self) -> int:
+        """Columns of the condition y: one a class, or one a latent."""
+        return len(self.classes) or len(self.latents)
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -61,7 +68,7 @@ def build_net(preset: Preset, shape: Shape) -> ImageEnergy:
         channels=shape.channels,
         width=preset.width,
         blocks=blocks,
-        condition=len(shape.classes) if preset.conditional else 0,
+        condition=shape.condition if preset.conditional else 0,
         stem=preset.stem,
         activation=preset.activation,
         modulation=preset.modulation,
@@ -108,21 +115,29 @@ class Model:
 
     def label(self, name: str) -> int:
         """A class's number from its name, or from the number itself. Raises InputError with the nearest names."""
-        if not self.conditional:
-            raise InputError(f"{self.name} is unconditional and takes no label; leave out --label")
+        if not self.shape.classes:
+            names = ", ".join(latent.name for latent in self.shape.latents)
+            takes = f"takes values of {names}" if self.conditional else "is unconditional and takes no label"
+            raise InputError(f"{self.name} {takes}, not the label {name!r}")
         if name in self.shape.classes:
             return self.shape.classes.index(name)
         if name.isascii() and name.isdigit() and int(name) < len(self.shape.classes):
             return int(name)
         raise unknown("label", name, self.shape.classes)
 
+    def condition(self, text: str) -> np.ndarray:
+        """What a user's word for a condition means: a label () int64, or latents (d,) float32. Raises InputError."""
+        return latents.parse(text, self.shape.latents) if self.shape.latents else np.array(self.label(text), np.int64)
+
     def energy(self, images: np.ndarray, labels: np.ndarray | None = None, batch: int = 256) -> np.ndarray:
-        """E of uint8 images (N, H, W, C) at `labels` (N,), or the minimum over all labels where none are given: (N,)
-        float32.
+        """E of uint8 images (N, H, W, C) at `labels` (N,) or latents (N, d), or the minimum over all labels where none
+        are given: (N,) float32.
 
         Pixels are read at their bin's centre, (u + ½) / 256, so that the answer does not depend on a seed.
         """
         self._check(images)
+        if labels is None and self.shape.latents:
+            raise InputError(f"{self.name} is conditional on latents: an energy needs their values, one row an image")
         parts = [np.empty(0, np.float32)]
         with torch.no_grad():
             for part in batches(len(images), batch):
@@ -135,6 +150,26 @@ class Model:
                     e = torch.stack([self.given(y.expand(len(x)))(x) for y in every]).amin(0)
                 parts.append(e.float().cpu().numpy())
         return np.concatenate(parts)
+
+    def conditions(
+        self, n: int, label: str | None = None, labels: np.ndarray | None = None, seed: int = 0
+    ) -> np.ndarray | None:
+        """The conditions of n samples, as `sample` takes them: labels (n,) int64, latents (n, d) float32, or None."""
+        if label is not None:
+            row = self.condition(label)
+            return np.broadcast_to(row, (n, *row.shape)).copy()
+        if self.shape.latents and self.conditional:
+            y = latents.drawn(self.shape.latents, n, np.random.default_rng(seed)) if labels is None else labels
+            if y.shape != (n, self.net.condition):
+                raise InputError(f"latents must be {n} x {self.net.condition} numbers, got {y.shape}")
+            return y.astype(np.float32)
+        if labels is not None and (len(labels) != n or labels.min() < -1 or labels.max() >= max(1, self.net.condition)):
+            raise InputError(
+                f"labels must be {n} numbers from 0 to {self.net.condition - 1} (-1: unlabelled), got {labels}"
+            )
+        if labels is not None or not self.conditional:
+            return labels if self.conditional else None
+        return np.arange(n, dtype=np.int64) % self.net.condition
 
     def sample(
         self,
@@ -151,11 +186,12 @@ class Model:
         """n samples by `steps` chain steps (default: the preset's sample_steps): uint8 (n, H, W, C) and labels (n,).
 
         Chains start from uniform noise, or from `start` (uint8, n images). A conditional model takes one `label` for
-        all, or `labels` (n,) int64, or goes round its classes. `kernel` replaces the preset's. Raises Fault where a
+        all, or `labels` (n,) int64, or goes round its classes; one of latents takes their values ("0.2,0.7"), or
+        `labels` (n, d) float32, or draws them. `kernel` replaces the preset's. Raises Fault where a
         chain leaves the numbers.
         """
         steps = self.preset.sample_steps if steps is None else steps
-        y_all = self._labels(n, label, labels)
+        y_all = self.conditions(n, label, labels, seed)
         kernel = kernel or build_kernel(self.preset)
         if start is not None:
             self._check(start)
@@ -177,17 +213,6 @@ class Model:
                 raise Fault(f"a chain of {self.name} left the numbers; lower the step size")
             images[part] = quantise(state.x).permute(0, 2, 3, 1).cpu().numpy()
         return images, y_all
-
-    def _labels(self, n: int, label: str | None, labels: np.ndarray | None) -> np.ndarray | None:
-        if label is not None:
-            return np.full(n, self.label(label), np.int64)
-        if labels is not None and (len(labels) != n or labels.min() < -1 or labels.max() >= max(1, self.net.condition)):
-            raise InputError(
-                f"labels must be {n} numbers from 0 to {self.net.condition - 1} (-1: unlabelled), got {labels}"
-            )
-        if labels is not None or not self.conditional:
-            return labels if self.conditional else None
-        return np.arange(n, dtype=np.int64) % self.net.condition
 
     def _check(self, images: np.ndarray) -> None:
         want = (self.shape.height, self.shape.width, self.shape.channels)
@@ -223,6 +248,7 @@ def save(
         "settings": presets.to_dict(preset),
         "shape": list(shape.image),
         "classes": list(shape.classes),
+        "latents": [list(latent) for latent in shape.latents],
         "step": step,
         "facts": facts,
         "sha256": digest(tensors),
@@ -321,7 +347,11 @@ def _shape(about: dict[str, Any], path: Path) -> Shape:
     whole_numbers = isinstance(image, list) and len(image) == 3 and all(isinstance(n, int) and n > 0 for n in image)
     if not whole_numbers or not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise InputError(f"{path}: its metadata is damaged (shape {image!r}, classes {classes!r})")
-    return Shape(*image, classes=tuple(classes))
+    try:
+        found = tuple(Latent(str(name), float(low), float(high)) for name, low, high in about.get("latents", []))
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: its metadata is damaged (latents {about['latents']!r})") from None
+    return Shape(*image, classes=tuple(classes), latents=found)
 
 
 def _few(names: list[str]) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ..errors import InputError
+from .latents import Latent
 
 SPLITS = ("train", "test", "val")
 CHUNK = 4096  # images handled at once where a set may be larger than memory
@@ -21,8 +22,9 @@ class Images(NamedTuple):
 
     name: str  # what the user calls it: "cifar10", "hf:owner/name", a path
     x: np.ndarray  # uint8, N x H x W x C, in memory or memory-mapped (then read-only)
-    y: np.ndarray | None  # int64 labels 0..len(classes)-1, -1 = unlabelled; None without labels
+    y: np.ndarray | None  # int64 labels 0..len(classes)-1, -1 = unlabelled; or float32 latents (N, d); None: neither
     classes: tuple[str, ...]  # () without labels
+    latents: tuple[Latent, ...] = ()  # what the columns of y are, where it holds latents
 
 
 class MissingSplit(InputError):

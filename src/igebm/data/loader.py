@@ -82,7 +82,8 @@ def _reflected(index: Int64[Tensor, "b n"], n: int) -> Int64[Tensor, "b n"]:
 
 
 class Loader:
-    """Batches of one split as pixels in [0, 1) and labels: `loader(seen, generator) -> x (b, c, h, w), y (b,) or None`.
+    """Batches of one split as pixels in [0, 1) and labels or latents: `loader(seen, generator) -> x (b, c, h, w), y`, y
+    being (b,), (b, d) or None.
 
     `batch` counts the images of all `world` ranks, of which this one reads batch / world. Sets up to 1 GiB live on the
     device as one uint8 tensor; larger ones stay memory-mapped and a batch's rows are read in the order of the file.
@@ -111,7 +112,7 @@ class Loader:
 
     def __call__(
         self, seen: int, generator: torch.Generator | None = None
-    ) -> tuple[Float32[Tensor, "b c h w"], Int64[Tensor, " b"] | None]:
+    ) -> tuple[Float32[Tensor, "b c h w"], Int64[Tensor, " b"] | Float32[Tensor, "b d"] | None]:
         index = batch_indices(len(self.images.x), self.batch, seen, self.seed, self.rank, self.world)
         rows = torch.from_numpy(index).to(self.device)
         u8 = self.x[rows] if self.x is not None else self._read(index)

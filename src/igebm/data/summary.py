@@ -79,7 +79,7 @@ def describe(images: Images, hashes: list[bytes]) -> dict[str, Any]:
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     per_class = None
-    if y is not None:
+    if y is not None and not images.latents:
         counts = np.bincount(y[y >= 0], minlength=len(images.classes))
         per_class = {name: int(k) for name, k in zip(images.classes, counts, strict=True)}
     return {
@@ -90,7 +90,7 @@ def describe(images: Images, hashes: list[bytes]) -> dict[str, Any]:
         "mean": [float(v) for v in mean / 255],
         "std": [float(v) for v in std / 255],
         "per_class": per_class,
-        "unlabelled": len(x) if y is None else int(np.count_nonzero(y < 0)),
+        "unlabelled": len(x) if y is None else 0 if images.latents else int(np.count_nonzero(y < 0)),
         "constant": constant,
         "duplicates": 1 - len(set(hashes)) / len(hashes),
     }

@@ -14,7 +14,7 @@ from ..report import figures
 from ..report.plots import grid
 from ..samplers import run as run_chain
 from .settings import Trajectory
-from .work import Work, chain_settings, kernel, labels_in_turn
+from .work import Work, chain_settings, kernel, labels_in_turn, names_of
 
 
 def run(work: Work, options: Trajectory) -> dict[str, Any]:
@@ -45,8 +45,7 @@ def run(work: Work, options: Trajectory) -> dict[str, Any]:
     if not np.isfinite(path).all():
         raise Fault(f"a chain of {m.name} left the numbers; lower --step-size")
     if work.first:
-        names = [] if labels is None else [m.shape.classes[c] for c in labels]
-        draw(work.out, stills, sorted(shown), sorted(moving), names, path)
+        draw(work.out, stills, sorted(shown), sorted(moving), names_of(m, labels), path)
     means = path.mean(1)
     return {
         "chain": chain_settings(m, options) | {"steps": steps},

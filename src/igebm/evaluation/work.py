@@ -77,10 +77,15 @@ def chain_settings(m: Model, sampler: Sampler) -> dict[str, float]:
 
 
 def labels_in_turn(m: Model, n: int, label: str | None = None) -> np.ndarray | None:
-    """n labels: one class, or all in turn; None for an unconditional model."""
-    if label is not None:
-        return np.full(n, m.label(label), np.int64)
-    return np.arange(n, dtype=np.int64) % m.net.condition if m.conditional else None
+    """n labels: one class, or all in turn (latents: drawn); None for an unconditional model."""
+    return m.conditions(n, label)
+
+
+def names_of(m: Model, y: np.ndarray | None) -> list[str]:
+    """What stands beside a picture: its class, or its latents; nothing for an unconditional model."""
+    if y is None:
+        return []
+    return [m.shape.classes[c] for c in y] if m.shape.classes else [" ".join(f"{v:.2g}" for v in row) for row in y]
 
 
 def folder_of(where: str) -> Path:

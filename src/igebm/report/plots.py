@@ -33,5 +33,6 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 
 def by_class(images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """Images in the order of their labels, so that a grid's rows are classes; as they are without labels."""
-    return images if labels is None else images[np.argsort(labels, kind="stable")]
+    """Images in the order of their labels, so that a grid's rows are classes; as they are without labels, or with
+    latents."""
+    return images if labels is None or labels.ndim > 1 else images[np.argsort(labels, kind="stable")]

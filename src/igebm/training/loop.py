@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import diagnostics, samplers
 from ..buffer import Draw
 from ..data import Loader
+from ..data.latents import spread
 from ..data.restarts import augmented
 from ..errors import Fault, InputError
 from ..files import writable_folder, write_text
@@ -301,9 +302,12 @@ def write_grid(path: Path, state: TrainState) -> None:
 
 
 def write_final_grid(path: Path, state: TrainState, runtime: Runtime, progress: Callable[[int, int], None]) -> None:
-    """Samples from noise by the averaged weights, ten a class (a hundred without classes), one row a class."""
-    rows = min(10, len(state.shape.classes)) if state.net.condition else 10
+    """Samples from noise by the averaged weights: ten a class, one row a class; a hundred without classes, over the
+    range of their latents where there are such."""
+    rows = min(10, len(state.shape.classes)) if state.shape.classes else 10
     labels = torch.arange(10 * rows).div(10, rounding_mode="floor").numpy()
+    if state.shape.latents:
+        labels = spread(state.shape.latents, rows, 10)
     model = averaged_model(state, runtime)
     images, _ = model.sample(10 * rows, labels=labels if model.conditional else None, progress=progress)
     write_png(path, grid(images, columns=10))

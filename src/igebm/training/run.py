@@ -16,6 +16,7 @@ import torch
 
 from .. import __version__, data, model, presets, terminal
 from ..data import Images, Loader
+from ..data.latents import Latent
 from ..data.named import NAMES
 from ..diagnostics import temperature
 from ..errors import InputError
@@ -93,7 +94,8 @@ def resume(
             return Outcome("done", step, 0.0), folder
         runtime = open_machine(machine, before=saved["runtime"])
         images = open_data(preset, data_dir, skip_bad)
-        shape = Shape(*saved["shape"], classes=tuple(saved["classes"]))
+        latents = tuple(Latent(*latent) for latent in saved.get("latents", []))
+        shape = Shape(*saved["shape"], classes=tuple(saved["classes"]), latents=latents)
         state = states.start(preset, shape, runtime, saved["facts"])
         check_data(state, images, folder)
         loader = open_loader(preset, images, runtime)
@@ -211,7 +213,7 @@ def open_loader(preset: Preset, images: Images, runtime: Runtime) -> Loader:
 
 def settled(preset: Preset, images: Images) -> Preset:
     """The preset with what the data decide: a path made absolute, no condition where there are no labels."""
-    if preset.conditional and not images.classes:
+    if preset.conditional and not (images.classes or images.latents):
         terminal.say(f"{images.name} has no labels, so the model is unconditional")
         preset = replace(preset, conditional=False)
     path = Path(preset.data)
@@ -220,7 +222,7 @@ def settled(preset: Preset, images: Images) -> Preset:
 
 def shape_of(preset: Preset, images: Images) -> Shape:
     _, h, w, c = images.x.shape
-    return Shape(c, h, w, images.classes if preset.conditional else ())
+    return Shape(c, h, w, images.classes, images.latents) if preset.conditional else Shape(c, h, w)
 
 
 def check_data(state: TrainState, images: Images, folder: Path) -> None:
@@ -277,6 +279,7 @@ def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "settings": presets.to_dict(state.preset),
         "shape": list(state.shape.image),
         "classes": list(state.shape.classes),
+        "latents": [list(latent) for latent in state.shape.latents],
         "facts": state.facts,
         "command": ["igebm", *sys.argv[1:]],
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},

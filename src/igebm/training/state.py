@@ -60,7 +60,9 @@ def start(preset: Preset, shape: Shape, runtime: Runtime, facts: dict[str, Any])
     """A new run: weights from the seed, an empty buffer."""
     torch.manual_seed(preset.seed)
     net = model.build_net(preset, shape).to(runtime.device)
-    labels = torch.empty(0, dtype=torch.long) if net.condition else None
+    labels = None
+    if net.condition:
+        labels = torch.empty(0, dtype=torch.long) if shape.classes else torch.empty(0, net.condition)
     return TrainState(
         preset=preset,
         shape=shape,
@@ -133,6 +135,7 @@ def _to_dict(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "settings": presets.to_dict(state.preset),
         "shape": list(state.shape.image),
         "classes": list(state.shape.classes),
+        "latents": [list(latent) for latent in state.shape.latents],
         "net": _plain(state.net.state_dict()),
         "averages": _plain(state.averages),
         "optimizer": state.optimizer.state_dict(),

@@ -1,7 +1,8 @@
 """Images from .npz and .npy files. Nothing is ever unpickled; arrays that lie uncompressed in a file are memory-mapped.
 
 An .npz may hold `train_x`, `train_y`, `test_x`, `test_y`, `classes` (also `x_train`, `train_images`, `train_labels`),
-or one unnamed set, `x` / `images` / `arr_0` with `y` / `labels` / `arr_1`, which is the train split.
+or one unnamed set, `x` / `images` / `arr_0` with `y` / `labels` / `arr_1`, which is the train split. Labels are whole
+numbers; a matrix of floats, a row an image, holds latents (`latents` may name its columns).
 """
 
 import io
@@ -17,6 +18,7 @@ from jaxtyping import UInt8
 from ..errors import InputError
 from .images import CHUNK, SPLITS, Images, MissingSplit, canonical, fitted, shown, silent
 from .labels import tidy_labels
+from .latents import tidy_latents
 
 UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
 Header = tuple[tuple[int, ...], np.dtype]
@@ -40,6 +42,9 @@ def load_file(
         raise MissingSplit(where, split, pixels)
     x = as_uint8(pixels[wanted], f"{where} ({wanted})")
     counts = {s: len(a) for s, a in pixels.items()}
+    if any(y.dtype.kind == "f" and y.ndim == 2 for y in labels.values()):
+        latents, about = tidy_latents(labels, counts, tuple(np.asarray(arrays.get("latents", []), str)), where)
+        return Images(name or where, fitted(x, image_size, channels), latents.get(wanted), (), about)
     ys, classes = tidy_labels(labels, counts, classes, where, say)
     y = ys.get(wanted)
     return Images(name or where, fitted(x, image_size, channels), y, classes if y is not None else ())

@@ -1,6 +1,6 @@
 """Real-valued conditions: the latents of an image (its object's size, place, turn), with their ranges."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,3 +69,30 @@ def spread(latents: Sequence[Latent], rows: int, columns: int) -> Float32[np.nda
     return np.stack(
         [latent.low + share * (latent.high - latent.low) for latent, share in zip(latents, shares, strict=False)], 1
     ).astype(np.float32)
+
+
+def tidy_latents(
+    values: Mapping[str, np.ndarray], counts: Mapping[str, int], names: Sequence[str], where: str
+) -> tuple[dict[str, np.ndarray], tuple[Latent, ...]]:
+    """Latents of every split (float32, N x d) and what their columns are, from real-valued arrays as they were found.
+
+    Ranges are those of the data, all splits together; `names` may be empty (then y1, y2, ...). Raises InputError for
+    values that are not finite, and for arrays or names that do not fit.
+    """
+    found = {}
+    for split, y in values.items():
+        if y.ndim != 2 or len(y) != counts[split] or y.dtype.kind not in "fiu" or not y.shape[1]:
+            raise InputError(
+                f"the {split} latents of {where} must be one row of numbers per image, ({counts[split]}, d), got "
+                f"{y.dtype} of shape {y.shape}"
+            )
+        if not np.isfinite(y).all():
+            raise InputError(f"{int((~np.isfinite(y)).sum())} of the {split} latents of {where} are not finite")
+        found[split] = np.array(y, np.float32)
+    columns = {y.shape[1] for y in found.values()}
+    if len(columns) > 1 or (names and len(names) != next(iter(columns))):
+        raise InputError(f"the latents of {where} have {sorted(columns)} columns and the names {', '.join(names)}")
+    every = np.concatenate(list(found.values()))
+    names = [str(name) for name in names] or [f"y{i + 1}" for i in range(every.shape[1])]
+    ends = zip(names, every.min(0).tolist(), every.max(0).tolist(), strict=True)
+    return found, tuple(Latent(name, low, high) for name, low, high in ends)

@@ -57,7 +57,7 @@ class Work:
 
     def tensor(self, images: np.ndarray) -> Tensor:
         """uint8 (N, H, W, C) -> float (N, C, H, W) on the model's device, at the centre of each pixel's bin."""
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.model.device).permute(0, 3, 1, 2)
+        x = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.model.device).permute(0, 3, 1, 2)
         return (x.float() + 0.5) / 256
 
 

@@ -431,7 +431,7 @@ def test_c32_other_data_are_named(dataset, tmp_path, capsys):
     assert "the data are not those that" in capsys.readouterr().err
     x = images(size=9)
     np.savez(dataset, train_x=x.x, train_y=x.y, classes=np.array(x.classes))
-    with pytest.raises(InputError, match="was trained on images"):
+    with pytest.raises(InputError, match="was trained on data of"):
         resume(tmp_path / "run", lambda had: replace(had, steps=8), CPU)
 
 

@@ -22,8 +22,8 @@ class Buffer:
     """`capacity` samples of one `shape` in one preallocated tensor: uint8 for images in [0, 1], or any float dtype.
 
     Empty at the start; fresh chains take new slots until it is full, so that a short run visits each of its chains
-    often and a long one has the paper's many. `labels` gives the labels' dtype and shape as an empty tensor (0,) or
-    (0, d), or None.
+    often and a long one has the paper's many. A capacity of 0 means no replay: every chain starts afresh. `labels`
+    gives the labels' dtype and shape as an empty tensor (0,) or (0, d), or None.
 
     policy "slots": drawn without replacement and written back to the drawn slots. "ring" (released code): drawn with
     replacement, first in, first out. rounding "unbiased": x 255 rounded at random, so that E[stored] = x, ends
@@ -41,8 +41,8 @@ class Buffer:
         rounding: Literal["unbiased", "release"] = "unbiased",
         device: torch.device | str = "cpu",
     ):
-        if capacity < 1:
-            raise InputError(f"a buffer holds at least one sample, got a capacity of {capacity}")
+        if capacity < 0:
+            raise InputError(f"a buffer cannot hold {capacity} samples; give 0 for none")
         self.x = torch.zeros((capacity, *shape), dtype=dtype, device=device)
         self.y = (
             None if labels is None else torch.zeros((capacity, *labels.shape[1:]), dtype=labels.dtype, device=device)
@@ -71,6 +71,8 @@ class Buffer:
         `device` the rounding noise. Raises InputError where n is beyond the capacity.
         """
         n = len(x_fresh)
+        if self.capacity == 0:
+            return Draw(x_fresh, y_fresh, torch.empty(0, dtype=torch.long), torch.ones(n, dtype=torch.bool))
         if n > self.capacity:
             raise InputError(f"a batch of {n} chains does not fit a buffer of {self.capacity}; raise the buffer's size")
         fresh = torch.rand(n, generator=host) < restart
@@ -105,6 +107,8 @@ class Buffer:
 
     def write(self, slots: Tensor, x: Tensor, y: Tensor | None, device: torch.Generator | None = None) -> None:
         """Store chains' ends x (n, *shape) and labels in the slots that `draw` gave."""
+        if self.capacity == 0:
+            return
         where = slots.to(self.x.device)
         self.x[where] = self._encode(x.detach(), device)
         if self.y is not None and y is not None:

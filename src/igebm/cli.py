@@ -277,8 +277,8 @@ def _dry_run(asked: Train) -> int:
         "source": presets.PRESETS[asked.preset].source,
         "settings": presets.to_dict(preset),
         "images": len(images.x),
-        "shape": list(shape_of(preset, images).image),
-        "classes": len(images.classes),
+        "shape": list(shape_of(preset, images).item),
+        "classes": len(getattr(images, "classes", ())),
         "temperature": temperature(preset.step_size, preset.noise),
         "cost": cost(preset, shape_of(preset, images)),
     }

@@ -19,41 +19,30 @@ from torch import Tensor, nn
 
 from . import __version__, presets, pretrained
 from .data import dequantise, latents, quantise
-from .data.latents import Latent
 from .energy import Energy
 from .errors import Fault, InputError, unknown
 from .files import whole
 from .nets.fold import Twin
 from .nets.image import ImageEnergy, smallest_image
+from .nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
 from .presets import Preset
-from .samplers import Kernel, langevin, run
+from .samplers import Kernel, langevin, mppi, run
+from .shapes import SeriesShape, Shape
+from .shapes import from_dict as shape_from_dict
 
 Progress = Callable[[int, int], None]
 """called with what is done and what there is to do"""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What a preset leaves to the data: image shape, and the classes or the latents of a conditional model (() where
-    there are none)."""
-
-    channels: int
-    height: int
-    width: int
-    classes: tuple[str, ...] = ()
-    latents: tuple[Latent, ...] = ()
-
-    @property
-    def condition(self) -> int:
-        """Columns of the condition y: one a class, or one a latent."""
-        return len(self.classes) or len(self.latents)
-
-    @property
-    def image(self) -> tuple[int, int, int]:
-        return self.channels, self.height, self.width
+def build_net(preset: Preset, shape: Shape | SeriesShape) -> ImageEnergy | TrajectoryEnergy | TrajectoryPredictor:
+    """The network of a preset for images, or for states of a series. Raises InputError where they do not fit."""
+    if isinstance(shape, SeriesShape):
+        kind = TrajectoryPredictor if preset.objective == "squared-error" else TrajectoryEnergy
+        return kind(len(shape.features), preset.width, shape.past)
+    return build_image_net(preset, shape)
 
 
-def build_net(preset: Preset, shape: Shape) -> ImageEnergy:
+def build_image_net(preset: Preset, shape: Shape) -> ImageEnergy:
     """The network of a preset for images of `shape`. Raises InputError where the images are too small for its
     halvings."""
     blocks = presets.parse_blocks(preset.blocks)
@@ -61,8 +50,8 @@ def build_net(preset: Preset, shape: Shape) -> ImageEnergy:
     if min(shape.height, shape.width) < least:
         raise InputError(
             f"images of {shape.height}x{shape.width} are too small for --blocks {preset.blocks!r}, --stem "
-            f"{preset.stem}, --scales "
-            f"{preset.scales}: at least {least}x{least} is needed; use fewer halvings (d) or --image-size"
+            f"{preset.stem}, --scales {preset.scales}: at least {least}x{least} is needed; use fewer halvings (d) or "
+            f"--image-size"
         )
     return ImageEnergy(
         channels=shape.channels,
@@ -82,8 +71,11 @@ def build_net(preset: Preset, shape: Shape) -> ImageEnergy:
 
 
 def build_kernel(preset: Preset) -> Kernel:
-    """The chain of a preset: Langevin in the box [0, 1] (eq. 4)."""
-    return langevin(preset.step_size, preset.noise, preset.clip, (0.0, 1.0), preset.noise_order)
+    """The chain of a preset: Langevin (eq. 4) or MPPI (eq. 5), for images in the box [0, 1]."""
+    box = (0.0, 1.0) if preset.network == "image" else None
+    if preset.sampler == "mppi":
+        return mppi(preset.candidates, preset.noise, preset.temperature, box)
+    return langevin(preset.step_size, preset.noise, preset.clip, box, preset.noise_order)
 
 
 @dataclass
@@ -231,7 +223,7 @@ def save(
     path: Path,
     net: nn.Module,
     preset: Preset,
-    shape: Shape,
+    shape: Shape | SeriesShape,
     step: int,
     facts: dict[str, Any],
     weights: torch.dtype | None = None,
@@ -246,13 +238,10 @@ def save(
     about = {
         "igebm": __version__,
         "settings": presets.to_dict(preset),
-        "shape": list(shape.image),
-        "classes": list(shape.classes),
-        "latents": [list(latent) for latent in shape.latents],
         "step": step,
         "facts": facts,
         "sha256": digest(tensors),
-    }
+    } | shape.to_dict()
     with whole(path) as temporary:
         save_file(tensors, temporary, metadata={"igebm": json.dumps(about)})
 
@@ -268,10 +257,12 @@ def load(
     Raises InputError where there is none, where the file is foreign, damaged or of another network.
     """
     path = find(where)
-    tensors, about = _read(path)
+    tensors, about = read(path)
     preset = presets.from_dict(about["settings"])
-    shape = _shape(about, path)
-    net = build_net(preset, shape)
+    shape = shape_from_dict(about, path)
+    if not isinstance(shape, Shape):
+        raise InputError(f"{path} is a model of time series; it takes part in igebm eval rollout")
+    net = build_image_net(preset, shape)
     fill(net, tensors, path)
     return Model(
         net, preset, shape, Path(where).stem, about["step"], about["facts"], torch.device(device), dtype, compiled
@@ -316,7 +307,11 @@ def digest(tensors: dict[str, Tensor]) -> str:
     return h.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file that igebm wrote, checked against their checksum, and what its metadata say.
+
+    Raises InputError where the file is foreign or damaged, or its metadata lack something.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -340,18 +335,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is damaged: its weights do not match their checksum; use another copy or an earlier snapshot"
         )
     return tensors, about
-
-
-def _shape(about: dict[str, Any], path: Path) -> Shape:
-    image, classes = about["shape"], about["classes"]
-    whole_numbers = isinstance(image, list) and len(image) == 3 and all(isinstance(n, int) and n > 0 for n in image)
-    if not whole_numbers or not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
-        raise InputError(f"{path}: its metadata is damaged (shape {image!r}, classes {classes!r})")
-    try:
-        found = tuple(Latent(str(name), float(low), float(high)) for name, low, high in about.get("latents", []))
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: its metadata is damaged (latents {about['latents']!r})") from None
-    return Shape(*image, classes=tuple(classes), latents=found)
 
 
 def _few(names: list[str]) -> str:

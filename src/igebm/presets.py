@@ -31,7 +31,12 @@ class Preset:
     crop: int = 0
     """shift each training image by up to this many pixels"""
 
+    past: int = 3
+    """of a time series: states that condition the next one"""
+
     # Network (Fig. 14)
+    network: Literal["image", "trajectory"] = "image"
+    """image: Fig. 14a and 14b, by --blocks; trajectory: Fig. 14c, for time series"""
     width: int = 128
     """channels of the first stage"""
     blocks: str = "1d 1 2d 2 2d 2"
@@ -55,7 +60,9 @@ class Preset:
     init: Literal["he", "unit"] = "he"
     """first weights N(0, 2/fan-in), or N(0, 1) as in the released code"""
 
-    # Negatives (eq. 4)
+    # Negatives (eqs. 4, 5)
+    sampler: Literal["langevin", "mppi"] = "langevin"
+    """Langevin dynamics (eq. 4), or MPPI, which needs no gradient (eq. 5)"""
     chain_steps: int = 60
     """K, MCMC steps for each training iteration"""
     step_size: float = 10.0
@@ -66,6 +73,12 @@ class Preset:
     """bound of each entry of the chain's gradient; 0: none"""
     noise_order: Literal["after", "before"] = "after"
     """noise after the gradient step (Algorithm 1), or before the gradient is taken (released code)"""
+    candidates: int = 5
+    """MPPI: candidates of a step"""
+    temperature: float = 1.0
+    """MPPI: T of the candidates' weights softmax(-E / T)"""
+    start: Literal["noise", "last"] = "noise"
+    """where a fresh chain starts: noise, or (time series) the last state of the past"""
     max_chain_steps: int = 0
     """raise K by 10 up to this while E(x-) stays far above E(x+) (paper, 8.7); 0: never"""
     raise_gap: float = 0.5
@@ -73,6 +86,7 @@ class Preset:
 
     # Replay buffer
     buffer_size: int = 10_000
+    """samples it holds; 0: none, every chain starts afresh"""
     restart: float = 0.05
     """share of chains that start from uniform noise"""
     buffer_fill: float = 0.05
@@ -88,8 +102,11 @@ class Preset:
     """augment continued chains' starts: crop and resize, mirror, colour, blur (later work)"""
 
     # Objective
-    objective: Literal["maximum-likelihood", "contrastive", "log-partition", "softplus"] = "maximum-likelihood"
-    """eq. 8; eq. 3 (released code); eq. 7; softplus of pairs"""
+    objective: Literal["maximum-likelihood", "contrastive", "log-partition", "softplus", "squared-error"] = (
+        "maximum-likelihood"
+    )
+    """eq. 8; eq. 3 (released code); eq. 7; softplus of pairs; squared-error: no energy but a plain predictor of the
+    next state (time series), to compare with"""
     alpha: float = 1.0
     """weight of the energies' squares (eq. 10)"""
     kl: Literal["none", "last", "all"] = "none"
@@ -178,7 +195,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "noise": (0, math.inf),
     "clip": (0, math.inf),
     "max_chain_steps": (0, 100_000),
-    "buffer_size": (1, 100_000_000),
+    "buffer_size": (0, 100_000_000),
+    "past": (1, 10_000),
+    "candidates": (1, 100_000),
+    "temperature": (1e-12, 1e12),
     "restart": (0, 1),
     "buffer_fill": (0, 1),
     "alpha": (0, math.inf),
@@ -209,8 +229,15 @@ def checked(preset: Preset) -> Preset:
     """The preset, its settings checked against each other (each by itself is checked when it is made). Raises
     InputError."""
     p = preset
-    if p.buffer_size < p.batch:
-        raise InputError(f"--buffer-size {p.buffer_size} is smaller than --batch {p.batch}; give at least {p.batch}")
+    if 0 < p.buffer_size < p.batch:
+        raise InputError(
+            f"--buffer-size {p.buffer_size} is smaller than --batch {p.batch}; give at least {p.batch}, or 0 for none"
+        )
+    series = p.network == "trajectory"
+    if not series and (p.objective == "squared-error" or p.start == "last"):
+        raise InputError("--objective squared-error and --start last are for time series (--network trajectory)")
+    if series and (p.buffer_size or p.buffer_augment or p.flip or p.crop):
+        raise InputError("--network trajectory takes no replay buffer and no flips or crops; give --buffer-size 0")
     if p.max_chain_steps and p.max_chain_steps < p.chain_steps:
         raise InputError(f"--max-chain-steps {p.max_chain_steps} is below --chain-steps {p.chain_steps}")
     return p

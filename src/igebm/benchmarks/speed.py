@@ -21,7 +21,7 @@ from .. import presets
 from ..circumstances import circumstances, cpu_name
 from ..data import Images, Loader
 from ..energy import energy_and_grad
-from ..model import Shape, build_kernel, build_net
+from ..model import Shape, build_image_net, build_kernel
 from ..nets.fold import Twin
 from ..presets import Machine
 from ..runtime import Runtime, probe
@@ -70,7 +70,7 @@ def bench(machine: Machine, quick: bool = False, say: Say = print) -> dict[str, 
 def langevin_row(runtime: Runtime, width: int, batch: int, limit: float, repeats: int) -> dict[str, Any]:
     """ms per image and Langevin step of Fig. 14a on 32x32 images: chains on the twin, and the reference's loop."""
     preset = replace(FIGURE_14A, width=width, batch=batch)
-    net, kernel = build_net(preset, Shape(3, 32, 32, CLASSES)).to(runtime.device), build_kernel(preset)
+    net, kernel = build_image_net(preset, Shape(3, 32, 32, CLASSES)).to(runtime.device), build_kernel(preset)
     plain = reference.Figure14a(width).to(runtime.device)
     x, y = start(runtime, batch)
     E = Twin(net, runtime.dtype, runtime.compiled).given(y)
@@ -167,7 +167,7 @@ def peak_work(runtime: Runtime, kind: str, width: int, batch: int) -> Callable[[
         plain = reference.Figure14a(width).to(runtime.device)
         return lambda: reference.chain(plain, x, y, 2)
     preset = replace(FIGURE_14A, width=width)
-    net = build_net(preset, Shape(3, 32, 32, CLASSES)).to(runtime.device)
+    net = build_image_net(preset, Shape(3, 32, 32, CLASSES)).to(runtime.device)
     E = Twin(net, runtime.dtype, runtime.compiled).given(y)
     return lambda: run(build_kernel(preset), E, x, 2)
 

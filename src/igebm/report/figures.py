@@ -25,10 +25,10 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def save(figure: Figure, out: Path, name: str) -> None:
+def save(figure: Figure, out: Path, name: str, kinds: Sequence[str] = ("png", "pdf")) -> None:
     """NAME.png and NAME.pdf in `out`, whole or not at all."""
     with matplotlib.rc_context(STYLE):
-        for kind in ("png", "pdf"):
+        for kind in kinds:
             with whole(out / f"{name}.{kind}") as temporary:
                 # Without a date, so that the same numbers make the same file.
                 dated = {"CreationDate": None} if kind == "pdf" else None

@@ -4,24 +4,33 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..energy import energy_and_grad
-from ..model import Shape, build_kernel, build_net
-from ..nets.fold import attached, frozen
-from ..nets.image import ImageEnergy
+from ..model import build_kernel, build_net
+from ..nets.bound import attached, frozen
+from ..nets.trajectory import TrajectoryPredictor
 from ..presets import Preset
 from ..samplers import run
+from ..shapes import SeriesShape, Shape
 
 
-def cost(preset: Preset, shape: Shape) -> dict[str, Any]:
+def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
     """Parameters; FLOP (2 per multiply-add, convolutions and matrix products) of one image in a chain step and in an
     update, and of a whole iteration: batch (K chain steps + the update on as many data as samples), with the second
     derivatives of the steps that L_KL goes through."""
     net = build_net(preset, shape)
-    x = torch.rand(1, *shape.image)
+    if isinstance(net, TrajectoryPredictor):
+        update = _count(lambda: net(torch.rand(1, *_past(shape))).sum().backward())
+        parameters = sum(p.numel() for p in net.parameters())
+        return {
+            "parameters": parameters, "flop_per_image_and_chain_step": 0, "flop_per_image_and_update": update,
+            "flop_per_iteration": preset.batch * update,
+        }  # fmt: skip
+    x = torch.rand(1, *shape.item)
     y = torch.zeros(1, dtype=torch.long) if net.condition else None
+    y = torch.rand(1, *_past(shape)) if isinstance(shape, SeriesShape) else y
     attached_steps = {"none": 0, "last": 1, "all": preset.chain_steps}[preset.kl]
     step = _count(lambda: energy_and_grad(frozen(net, y), x))
     update = _count(lambda: attached(net, y)(x).sum().backward())
@@ -37,7 +46,12 @@ def cost(preset: Preset, shape: Shape) -> dict[str, Any]:
     }
 
 
-def _one_attached_step(net: ImageEnergy, preset: Preset, x: Tensor, y: Tensor | None) -> Tensor:
+def _past(shape: Shape | SeriesShape) -> tuple[int, int]:
+    assert isinstance(shape, SeriesShape)
+    return shape.past, len(shape.features)
+
+
+def _one_attached_step(net: nn.Module, preset: Preset, x: Tensor, y: Tensor | None) -> Tensor:
     return run(build_kernel(preset), attached(net, y), x, 1, differentiate="last")[0].x
 
 

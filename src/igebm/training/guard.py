@@ -33,11 +33,11 @@ class Guard:
 
     def check(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Raises Divergence on a number that is not finite, and after PATIENCE steps in a row with the gap out of
-        bounds."""
+        bounds. A number that this kind of training does not have is not looked at."""
         for name, cause in _CAUSES.items():
-            if not math.isfinite(metrics[name]):
+            if not math.isfinite(metrics.get(name, 0.0)):
                 raise Divergence(step, f"{cause} ({name} = {metrics[name]})", _LOWER)
-        gap = metrics["gap"]
+        gap = metrics.get("gap", 0.0)
         self.above = self.above + 1 if gap > self.gap_limit else 0
         self.below = self.below + 1 if gap < -self.gap_limit else 0
         if self.above >= PATIENCE:

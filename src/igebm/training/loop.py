@@ -10,23 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .. import diagnostics, samplers
 from ..buffer import Draw
 from ..data import Loader
 from ..data.latents import spread
 from ..data.restarts import augmented
+from ..data.series import Windows
 from ..errors import Fault, InputError
 from ..files import writable_folder, write_text
-from ..model import build_kernel
-from ..nets.fold import attached, frozen
+from ..forecast import Forecaster, chain_start
+from ..model import Model, build_kernel
+from ..nets.bound import attached, frozen
 from ..nets.layers import power_iteration
+from ..nets.trajectory import TrajectoryPredictor
 from ..objectives import OBJECTIVES, kl, regulariser
 from ..report.plots import by_class, grid, write_png
 from ..runtime import Runtime
 from ..samplers.chain import Info, segment_length
+from ..shapes import Shape
 from . import ema, guard, optim
 from .guard import Divergence, Guard
 from .state import (
@@ -69,7 +75,7 @@ class Outcome:
     seconds: float
 
 
-def train(state: TrainState, loader: Loader, folder: Path, runtime: Runtime, watcher: Watcher) -> Outcome:
+def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Runtime, watcher: Watcher) -> Outcome:
     """Train `state` on `loader`'s batches up to its preset's number of steps; all that it leaves lies in `folder`.
 
     Saves and ends early when the watcher says stop, or the preset's minutes are over. Raises Fault where training
@@ -117,7 +123,9 @@ def train(state: TrainState, loader: Loader, folder: Path, runtime: Runtime, wat
     return Outcome(reason, state.step, time.perf_counter() - start)
 
 
-def train_step(state: TrainState, loader: Loader, guarding: Guard, stop: Callable[[], bool] = lambda: False) -> Metrics:
+def train_step(
+    state: TrainState, loader: Loader | Windows, guarding: Guard, stop: Callable[[], bool] = lambda: False
+) -> Metrics:
     """One iteration of Algorithm 1: `state` moves on by one step, or, where Stopped or Divergence is raised, keeps
     its weights."""
     p, net = state.preset, state.net
@@ -125,6 +133,8 @@ def train_step(state: TrainState, loader: Loader, guarding: Guard, stop: Callabl
 
     # Draw: data, and chains from the buffer
     x_pos, y_pos = loader(state.seen, device)
+    if isinstance(net, TrajectoryPredictor):
+        return regression_step(state, net, x_pos, y_pos, guarding)
     y_pos = y_pos if net.condition else None
     draw = draw_chains(state, x_pos, y_pos, host, device)
 
@@ -151,9 +161,34 @@ def train_step(state: TrainState, loader: Loader, guarding: Guard, stop: Callabl
     ema.update(state.averages, net, p.ema, state.step)
 
     state.buffer.write(draw.slots, x_neg, draw.y, device)
-    state.step, state.seen = state.step + 1, state.seen + len(x_pos)
     state.slow_gap += 0.01 * (metrics["gap"] - state.slow_gap)
-    return {"step": state.step, "seen": state.seen} | metrics
+    return counted(state, len(x_pos)) | metrics
+
+
+def counted(state: TrainState, images: int) -> Metrics:
+    """One more iteration, on so many data."""
+    state.step, state.seen = state.step + 1, state.seen + images
+    return {"step": state.step, "seen": state.seen}
+
+
+def regression_step(
+    state: TrainState, net: TrajectoryPredictor, x: Tensor, y: Tensor | None, guarding: Guard
+) -> Metrics:
+    """One iteration of the plain predictor: ⟨‖x̂(y) - x‖²⟩ per feature, by the same optimiser and average."""
+    state.optimizer.param_groups[0]["lr"] = optim.warmed_up(state.preset.lr, state.step + 1, state.preset.warmup)
+    loss = F.mse_loss(net(y), x)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    metrics = {"loss": loss.item(), "gradient": gradient_norm(net).item()}
+    guarding.check(state.step + 1, metrics)
+    metrics["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, state.preset.sigma_clip).item()
+    state.optimizer.step()
+    ema.update(state.averages, net, state.preset.ema, state.step)
+    return counted(state, len(x)) | metrics | {"lr": state.optimizer.param_groups[0]["lr"]}
+
+
+def gradient_norm(net: nn.Module) -> Tensor:
+    return torch.stack([q.grad.norm() for q in net.parameters() if q.grad is not None]).norm()
 
 
 def draw_chains(
@@ -161,7 +196,11 @@ def draw_chains(
 ) -> Draw:
     """As many chain starts as there are data: from the buffer, or fresh from U(0, 1) under the data's labels."""
     p = state.preset
-    noise = torch.rand(x_pos.shape, generator=device, device=x_pos.device)
+    if p.network == "trajectory":
+        assert y_pos is not None
+        noise = chain_start(p, y_pos, device)
+    else:
+        noise = torch.rand(x_pos.shape, generator=device, device=x_pos.device)
     restart = p.restart if len(state.buffer) == p.buffer_size else max(p.restart, p.buffer_fill)
     draw = state.buffer.draw(noise, y_pos, restart, host, device)
     if p.buffer_augment:
@@ -201,18 +240,18 @@ def sample(
 
 def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, info: Info) -> Metrics:
     """The numbers of an iteration that the guard, the log and the bar show."""
-    assert info.g is not None
-    g, clip = info.g.detach(), state.preset.clip
     numbers = {
         "e_pos": e_pos.mean(),
         "e_neg": e_neg.mean(),
         "gap": diagnostics.energy_gap(e_pos, e_neg),
         "loss": loss,
-        "gradient": torch.stack([q.grad.norm() for q in state.net.parameters() if q.grad is not None]).norm(),
-        "chain_gradient": diagnostics.gradient_norm(g),
-        "clipped_chain": diagnostics.clipped_share(g, clip),
-        "saturated": diagnostics.saturated_share(x_neg),
+        "gradient": gradient_norm(state.net),
     }
+    if info.g is not None:  # MPPI has none
+        numbers["chain_gradient"] = diagnostics.gradient_norm(info.g.detach())
+        numbers["clipped_chain"] = diagnostics.clipped_share(info.g.detach(), state.preset.clip)
+    if state.preset.network == "image":
+        numbers["saturated"] = diagnostics.saturated_share(x_neg)
     values = torch.stack([v.detach().float() for v in numbers.values()]).tolist()  # one transfer from the device
     settings = {"chain_steps": state.chain_steps, "lr": state.optimizer.param_groups[0]["lr"]}
     return dict(zip(numbers, values, strict=True)) | settings
@@ -221,7 +260,7 @@ def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg
 def raise_chain_steps(state: TrainState, metrics: Metrics, watcher: Watcher) -> None:
     """Every 100 iterations: more chain steps while samples stay far above the data (an option; paper, section 8.7)."""
     p = state.preset
-    if p.max_chain_steps and state.step % 100 == 0:
+    if p.max_chain_steps and state.step % 100 == 0 and "gap" in metrics:
         raised = guard.raised_steps(state.chain_steps, p.max_chain_steps, state.slow_gap, p.raise_gap)
         if raised != state.chain_steps:
             watcher.say(
@@ -295,7 +334,9 @@ def save_all(folder: Path, state: TrainState, runtime: Runtime, log) -> int:
 
 
 def write_grid(path: Path, state: TrainState) -> None:
-    """Up to 100 chains as they wait in the buffer, in rows by class."""
+    """Up to 100 chains as they wait in the buffer, in rows by class; nothing where there is no buffer."""
+    if not len(state.buffer):
+        return
     x, y = state.buffer.read(100, torch.Generator().manual_seed(0))
     images = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     write_png(path, grid(by_class(images, None if y is None else y.cpu().numpy()), columns=10))
@@ -304,10 +345,34 @@ def write_grid(path: Path, state: TrainState) -> None:
 def write_final_grid(path: Path, state: TrainState, runtime: Runtime, progress: Callable[[int, int], None]) -> None:
     """Samples from noise by the averaged weights: ten a class, one row a class; a hundred without classes, over the
     range of their latents where there are such."""
+    model = averaged_model(state, runtime)
+    assert isinstance(model, Model) and isinstance(state.shape, Shape)
     rows = min(10, len(state.shape.classes)) if state.shape.classes else 10
     labels = torch.arange(10 * rows).div(10, rounding_mode="floor").numpy()
     if state.shape.latents:
         labels = spread(state.shape.latents, rows, 10)
-    model = averaged_model(state, runtime)
     images, _ = model.sample(10 * rows, labels=labels if model.conditional else None, progress=progress)
     write_png(path, grid(images, columns=10))
+
+
+def write_rollouts(
+    folder: Path, state: TrainState, windows: Windows, runtime: Runtime, progress: Callable[[int, int], None]
+) -> None:
+    """Four training series and what the averaged weights make of their beginnings, feature by feature, 50 states."""
+    from ..report import figures
+
+    forecaster = averaged_model(state, runtime)
+    assert isinstance(forecaster, Forecaster)
+    past, shape = windows.past, forecaster.shape
+    truth = (windows.x[:4, : past + 50].cpu().numpy() * np.array(shape.std) + np.array(shape.mean)).astype(np.float32)
+    found = forecaster.rollout(truth[:, :past], truth.shape[1] - past, progress=progress)
+    shown = min(4, len(shape.features))
+    figure, axes = figures.axes(len(truth), shown, (2.6, 1.6))
+    for i in range(len(truth)):
+        for j in range(shown):
+            ax = axes[j, i]
+            ax.plot(truth[i, :, j], label="true")
+            ax.plot(range(past, truth.shape[1]), found[i, :, j], "--", label="predicted")
+            ax.set(ylabel=shape.features[j] if i == 0 else "", xlabel="state" if j == shown - 1 else "")
+    axes[0, 0].legend()
+    figures.save(figure, folder, f"rollouts-{state.step:07d}", kinds=("png",))

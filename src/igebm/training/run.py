@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__, data, model, presets, terminal
+from .. import __version__, data, forecast, model, presets, terminal
 from ..data import Images, Loader
-from ..data.latents import Latent
 from ..data.named import NAMES
+from ..data.series import Series, Windows, load_series, statistics
 from ..diagnostics import temperature
 from ..errors import InputError
 from ..files import writable_folder, write_json
-from ..model import Shape
 from ..presets import Machine, Preset
 from ..runtime import Runtime, probe
+from ..shapes import SeriesShape, Shape, from_dict
 from . import state as states
-from .loop import Outcome, Stopped, Watcher, train, write_final_grid
+from .loop import Outcome, Stopped, Watcher, train, write_final_grid, write_rollouts
 from .state import TrainState
 
 Say = Callable[[str], None]
@@ -46,7 +46,8 @@ def new(
     if out is not None:
         holds_no_run(out)
     runtime = open_machine(machine)
-    source = model.load(init_from) if init_from else None
+    series = preset.network == "trajectory"
+    source = (forecast.load(init_from) if series else model.load(init_from)) if init_from else None
     images = open_data(preset, data_dir, skip_bad)
     preset = settled(preset, images)
     shape = shape_of(preset, images)
@@ -94,8 +95,7 @@ def resume(
             return Outcome("done", step, 0.0), folder
         runtime = open_machine(machine, before=saved["runtime"])
         images = open_data(preset, data_dir, skip_bad)
-        latents = tuple(Latent(*latent) for latent in saved.get("latents", []))
-        shape = Shape(*saved["shape"], classes=tuple(saved["classes"]), latents=latents)
+        shape = from_dict(saved, folder)
         state = states.start(preset, shape, runtime, saved["facts"])
         check_data(state, images, folder)
         loader = open_loader(preset, images, runtime)
@@ -118,15 +118,15 @@ FIXED = {
 """settings that a checkpoint's weights, buffer or data stream are made of"""
 
 
-def finish(state: TrainState, loader: Loader, folder: Path, runtime: Runtime) -> Outcome:
-    """Run the loop with a bar and signals, then draw samples from noise."""
+def finish(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Runtime) -> Outcome:
+    """Run the loop with a bar and signals, then draw samples from noise, or rollouts of time series."""
     steps = state.preset.steps
     with interruptible() as stop:
         with terminal.bar("training") as screen:
             report = lambda m: screen.step(m["step"], steps, shown(m))
             outcome = train(state, loader, folder, runtime, Watcher(screen.say, report, stop))
         if outcome.reason != "interrupted" and state.step > 0:
-            with terminal.bar("samples from noise") as screen:
+            with terminal.bar("rollouts" if isinstance(loader, Windows) else "samples from noise") as screen:
 
                 def progress(done: int, total: int) -> None:
                     screen.step(done, total)
@@ -134,13 +134,18 @@ def finish(state: TrainState, loader: Loader, folder: Path, runtime: Runtime) ->
                         raise Stopped
 
                 try:
-                    write_final_grid(folder / "samples" / f"noise-{state.step:07d}.png", state, runtime, progress)
+                    if isinstance(loader, Windows):
+                        write_rollouts(folder / "samples", state, loader, runtime, progress)
+                    else:
+                        write_final_grid(folder / "samples" / f"noise-{state.step:07d}.png", state, runtime, progress)
                 except Stopped:
                     return replace(outcome, reason="interrupted")
     return outcome
 
 
 def shown(m: dict[str, Any]) -> str:
+    if "e_pos" not in m:
+        return f"squared error {m['loss']:.4g}"
     return f"E(x+) {m['e_pos']:+.3f}  E(x-) {m['e_neg']:+.3f}  gap {m['gap']:+.3f}"
 
 
@@ -187,7 +192,9 @@ def open_machine(machine: Machine, before: dict[str, Any] | None = None) -> Runt
     return runtime
 
 
-def open_data(preset: Preset, data_dir: Path | None, skip_bad: bool) -> Images:
+def open_data(preset: Preset, data_dir: Path | None, skip_bad: bool) -> Images | Series:
+    if preset.network == "trajectory":
+        return load_series(preset.data, "train", data_dir=data_dir, say=terminal.say)
     return data.load(
         preset.data,
         "train",
@@ -199,9 +206,12 @@ def open_data(preset: Preset, data_dir: Path | None, skip_bad: bool) -> Images:
     )
 
 
-def open_loader(preset: Preset, images: Images, runtime: Runtime) -> Loader:
+def open_loader(preset: Preset, found: Images | Series, runtime: Runtime) -> Loader | Windows:
+    if isinstance(found, Series):
+        mean, std = statistics(found)
+        return Windows(found, preset.past, preset.batch, mean, std, seed=preset.seed, device=runtime.device)
     return Loader(
-        images,
+        found,
         preset.batch,
         seed=preset.seed,
         device=runtime.device,
@@ -211,37 +221,40 @@ def open_loader(preset: Preset, images: Images, runtime: Runtime) -> Loader:
     )
 
 
-def settled(preset: Preset, images: Images) -> Preset:
+def settled(preset: Preset, found: Images | Series) -> Preset:
     """The preset with what the data decide: a path made absolute, no condition where there are no labels."""
-    if preset.conditional and not (images.classes or images.latents):
-        terminal.say(f"{images.name} has no labels, so the model is unconditional")
+    if isinstance(found, Images) and preset.conditional and not (found.classes or found.latents):
+        terminal.say(f"{found.name} has no labels, so the model is unconditional")
         preset = replace(preset, conditional=False)
     path = Path(preset.data)
     return replace(preset, data=str(path.resolve())) if path.exists() and preset.data not in NAMES else preset
 
 
-def shape_of(preset: Preset, images: Images) -> Shape:
-    _, h, w, c = images.x.shape
-    return Shape(c, h, w, images.classes, images.latents) if preset.conditional else Shape(c, h, w)
+def shape_of(preset: Preset, found: Images | Series) -> Shape | SeriesShape:
+    if isinstance(found, Series):
+        return SeriesShape(preset.past, found.features, *statistics(found))
+    _, h, w, c = found.x.shape
+    return Shape(c, h, w, found.classes, found.latents) if preset.conditional else Shape(c, h, w)
 
 
-def check_data(state: TrainState, images: Images, folder: Path) -> None:
+def check_data(state: TrainState, images: Images | Series, folder: Path) -> None:
     """Refuse data of another shape or with other classes; say so where they are merely other images."""
     here = shape_of(state.preset, images)
     if here != state.shape:
         raise InputError(
-            f"{folder} was trained on images {state.shape}, the data now are {here}; give it the data it had"
+            f"{folder} was trained on data of {state.shape}, those now are {here}; give it the data it had"
         )
     before, now = state.facts.get("data", {}), fingerprint(images)
     if before != now:
         terminal.say(f"the data are not those that {folder} began with ({before} then, {now} now)")
 
 
-def fingerprint(images: Images) -> dict[str, Any]:
-    """What tells a data set from another: its name, count and a hash of about 1,000 of its images and all labels."""
+def fingerprint(images: Images | Series) -> dict[str, Any]:
+    """What tells a data set from another: its name, count and a hash of about 1,000 of its items and all labels."""
     h = hashlib.sha256()
     h.update(np.ascontiguousarray(images.x[:: max(1, len(images.x) // 1000)]).tobytes())
-    h.update(b"" if images.y is None else np.ascontiguousarray(images.y).tobytes())
+    y = images.y if isinstance(images, Images) else None
+    h.update(b"" if y is None else np.ascontiguousarray(y).tobytes())
     return {"name": images.name, "images": len(images.x), "sha256": h.hexdigest()[:16]}
 
 
@@ -277,12 +290,9 @@ def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:
     """DIR/preset.json: the settings and their circumstances."""
     return {
         "settings": presets.to_dict(state.preset),
-        "shape": list(state.shape.image),
-        "classes": list(state.shape.classes),
-        "latents": [list(latent) for latent in state.shape.latents],
         "facts": state.facts,
         "command": ["igebm", *sys.argv[1:]],
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "temperature": temperature(state.preset.step_size, state.preset.noise),
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "runtime": runtime.reason},
-    }
+    } | state.shape.to_dict()

@@ -18,11 +18,14 @@ from .. import model, presets
 from ..buffer import Buffer
 from ..errors import Fault, InputError
 from ..files import whole
-from ..model import Shape
+from ..forecast import Forecaster
+from ..nets.bound import Plain, sampled
 from ..nets.fold import Twin
 from ..nets.image import ImageEnergy
+from ..nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
 from ..presets import Preset
 from ..runtime import Runtime
+from ..shapes import SeriesShape, Shape
 from . import ema, optim
 
 CHECKPOINT, PREVIOUS, MODEL = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
@@ -34,9 +37,9 @@ class TrainState:
     name)."""
 
     preset: Preset
-    shape: Shape
-    net: ImageEnergy
-    twin: Twin
+    shape: Shape | SeriesShape
+    net: ImageEnergy | TrajectoryEnergy | TrajectoryPredictor
+    twin: Twin | Plain
     averages: ema.Averages
     optimizer: torch.optim.Adam
     buffer: Buffer
@@ -56,23 +59,23 @@ class TrainState:
         return self.buffer.x.device
 
 
-def start(preset: Preset, shape: Shape, runtime: Runtime, facts: dict[str, Any]) -> TrainState:
+def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: dict[str, Any]) -> TrainState:
     """A new run: weights from the seed, an empty buffer."""
     torch.manual_seed(preset.seed)
     net = model.build_net(preset, shape).to(runtime.device)
     labels = None
-    if net.condition:
-        labels = torch.empty(0, dtype=torch.long) if shape.classes else torch.empty(0, net.condition)
+    if isinstance(shape, Shape) and net.condition:
+        labels = torch.empty(0, dtype=torch.long) if shape.classes else torch.empty(0, shape.condition)
     return TrainState(
         preset=preset,
         shape=shape,
         net=net,
-        twin=Twin(net, runtime.dtype, runtime.compiled),
+        twin=sampled(net, runtime.dtype, runtime.compiled),
         averages=ema.start(net),
         optimizer=optim.adam(net, preset),
         buffer=Buffer(
             preset.buffer_size,
-            shape.image,
+            shape.item,
             labels,
             policy=preset.buffer_policy,
             rounding=preset.buffer_rounding,
@@ -133,9 +136,6 @@ def _to_dict(state: TrainState, runtime: Runtime) -> dict[str, Any]:
     return {
         "format": 1,
         "settings": presets.to_dict(state.preset),
-        "shape": list(state.shape.image),
-        "classes": list(state.shape.classes),
-        "latents": [list(latent) for latent in state.shape.latents],
         "net": _plain(state.net.state_dict()),
         "averages": _plain(state.averages),
         "optimizer": state.optimizer.state_dict(),
@@ -143,7 +143,7 @@ def _to_dict(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "counters": {name: getattr(state, name) for name in _COUNTERS},
         "runtime": runtime.kept,
         "facts": state.facts,
-    }
+    } | state.shape.to_dict()
 
 
 _COUNTERS = ("step", "seen", "chain_steps", "rollbacks", "slow_gap")
@@ -226,14 +226,16 @@ def save_model(path: Path, state: TrainState) -> None:
     model.save(path, net, state.preset, state.shape, state.step, state.facts)
 
 
-def averaged_model(state: TrainState, runtime: Runtime) -> model.Model:
-    """The averaged weights as a Model, for sample grids."""
+def averaged_model(state: TrainState, runtime: Runtime) -> model.Model | Forecaster:
+    """The averaged weights as a user will have them, for pictures."""
     net = ema.network(state.averages, state.net)
+    if isinstance(state.shape, SeriesShape):
+        return Forecaster(net, state.preset, state.shape, "this run", state.step, state.facts)
     assert isinstance(net, ImageEnergy)
     return model.Model(net, state.preset, state.shape, "this run", state.step, state.facts, state.device, runtime.dtype)
 
 
-def init_from(state: TrainState, source: model.Model) -> None:
+def init_from(state: TrainState, source: model.Model | Forecaster) -> None:
     """Start from another model's weights, with a fresh optimiser and buffer. Raises InputError where the networks
     differ."""
     model.fill(state.net, dict(source.net.state_dict()), Path(source.name))

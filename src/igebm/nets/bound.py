@@ -1,0 +1,46 @@
+"""A network with its condition bound, in the three forms that training needs, whatever the network is.
+
+Images go through their folded form (fold.py); a trajectory's network is small and is called as it is.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..energy import Energy
+from . import fold
+from .image import ImageEnergy
+
+
+class Plain:
+    """What a chain runs on where there is nothing to fold: the network itself, seen as frozen. As fold.Twin."""
+
+    def __init__(self, net: nn.Module):
+        self.net = net
+
+    def refresh(self) -> None:
+        """Nothing is copied, so nothing is to be done."""
+
+    def given(self, y: Tensor | None = None) -> Energy:
+        return frozen(self.net, y)
+
+
+def sampled(net: nn.Module, dtype: torch.dtype, compiled: bool | Literal["graphs"]) -> "fold.Twin | Plain":
+    """The frozen form that chains run on. A trajectory's stays in float32, its states being told apart by small
+    steps."""
+    return fold.Twin(net, dtype, compiled) if isinstance(net, ImageEnergy) else Plain(net)
+
+
+def attached(net: nn.Module, y: Tensor | None = None) -> Energy:
+    """E(· | y) as a function of the parameters too: for chains and losses that gradients flow through."""
+    return fold.attached(net, y) if isinstance(net, ImageEnergy) else lambda x: net(x, y)
+
+
+def frozen(net: nn.Module, y: Tensor | None = None) -> Energy:
+    """E_θ̄(· | y): differentiable in x to any order, but not in the parameters (eq. 9)."""
+    if isinstance(net, ImageEnergy):
+        return fold.frozen(net, y)
+    stopped = {name: t.detach() for name, t in net.state_dict(keep_vars=True).items()}
+    return lambda x: functional_call(net, stopped, (x, y))

@@ -13,6 +13,7 @@ from torch import nn
 from igebm import data, presets
 from igebm.buffer import Buffer
 from igebm.data import Images, Loader
+from igebm.data.series import Series, Windows, statistics
 from igebm.errors import Fault, InputError
 from igebm.model import Shape
 from igebm.nets.layers import SpectralConv2d
@@ -20,6 +21,7 @@ from igebm.objectives import contrastive, maximum_likelihood
 from igebm.presets import Machine, Preset
 from igebm.runtime import probe
 from igebm.samplers import langevin, run
+from igebm.shapes import SeriesShape
 from igebm.training import ema, guard, optim
 from igebm.training import state as states
 from igebm.training.guard import PATIENCE, Divergence, Guard
@@ -204,8 +206,12 @@ def test_c10_at_learning_rate_zero_the_average_is_the_network():
 # One step of Algorithm 1
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
-def test_every_preset_builds_and_takes_a_step(name):
+def of_network(kind: str) -> list[str]:
+    return [name for name, entry in presets.PRESETS.items() if entry.preset.network == kind]
+
+
+@pytest.mark.parametrize("name", of_network("image"))
+def test_every_image_preset_builds_and_takes_a_step(name):
     """Made small, but with all its choices: finite numbers, weights moved, chains stored with their labels."""
     preset = replace(presets.named(name), width=4, batch=4, chain_steps=2, buffer_size=8)
     rng = np.random.default_rng(0)
@@ -217,6 +223,20 @@ def test_every_preset_builds_and_takes_a_step(name):
     assert all(math.isfinite(v) for v in metrics.values())
     assert sum(not torch.equal(a, b) for a, b in zip(before, state.net.parameters(), strict=True)) > len(before) // 2
     assert state.step == 2 and state.seen == 8 and len(state.buffer) >= 4
+
+
+@pytest.mark.parametrize("name", of_network("trajectory"))
+def test_every_series_preset_builds_and_takes_a_step(name):
+    preset = replace(presets.named(name), width=8, batch=4, chain_steps=3)
+    series = Series("waves", np.sin(np.arange(120.0)).reshape(2, 30, 2).astype(np.float32), ("a", "b"))
+    mean, std = statistics(series)
+    state = states.start(preset, SeriesShape(3, ("a", "b"), mean, std), RUNTIME, {})
+    before = [p.detach().clone() for p in state.net.parameters()]
+    for _ in range(2):
+        metrics = train_step(state, Windows(series, 3, 4, mean, std), Guard(1e9))
+    assert all(math.isfinite(v) for v in metrics.values())
+    assert sum(not torch.equal(a, b) for a, b in zip(before, state.net.parameters(), strict=True)) > len(before) // 2
+    assert state.step == 2 and state.seen == 8 and len(state.buffer) == 0
 
 
 @pytest.mark.parametrize("through", ["last", "all"])

@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from . import __version__, presets
 from .errors import Fault, InputError, unknown
-from .evaluation.settings import EXPERIMENTS, All, Common
+from .evaluation.settings import EXPERIMENTS, All, Common, Rollout
 from .presets import Machine, Preset
 
 Options = TypeVar("Options")
@@ -155,6 +155,22 @@ class Evaluate(Generic[Options]):
     machine: OmitArgPrefixes[Machine]
     model: Positional[str]
     """a run folder, a .safetensors file or a name of `igebm models`"""
+
+
+@dataclass(frozen=True)
+class RolloutOf:
+    """Rollouts of one or several models of time series beside each other: rollout.json, rollout.png, rollout.gif."""
+
+    options: OmitArgPrefixes[Rollout]
+    models: Positional[tuple[str, ...]]
+    """run folders, .safetensors files or names of `igebm models`; models of one preset count as its seeds"""
+    out: Path | None = None
+    """folder; default: evaluation in the run folder, or evaluation/MODEL, of the first model"""
+    data: str | None = None
+    """series to evaluate on; default: those that the first model was trained on"""
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0: as many as there are cores"""
 
 
 @dataclass(frozen=True)
@@ -369,8 +385,12 @@ def evaluate(args: list[str]) -> int:
         print(_experiments())
         return 0
     name, *rest = args
+    if name == "rollout":
+        from .commands import rollout
+
+        return rollout(parse(RolloutOf, "eval rollout", rest))
     if name not in EXPERIMENTS and name != "all":
-        raise unknown("experiment", name, [*EXPERIMENTS, "all"])
+        raise unknown("experiment", name, [*EXPERIMENTS, "rollout", "all"])
     asked = parse(Evaluate[EXPERIMENTS.get(name, All)], f"eval {name}", rest)
     from .commands import evaluate as run
 
@@ -424,7 +444,10 @@ def _overview(prefix: str = "") -> str:
 
 def _experiments() -> str:
     head = lambda kind: re.split(r" \(| by |: ", " ".join((kind.__doc__ or "").split()))[0].rstrip(".")
-    rows = [f"  igebm eval {name:<12} {head(kind)}" for name, kind in (EXPERIMENTS | {"all": All}).items()]
+    rows = [
+        f"  igebm eval {name:<12} {head(kind)}"
+        for name, kind in (EXPERIMENTS | {"rollout": Rollout, "all": All}).items()
+    ]
     return "\n".join(
         ["usage: igebm eval NAME MODEL [options]", "", *rows, "", "igebm eval NAME --help shows its options"]
     )

@@ -4,18 +4,20 @@ import csv
 import io
 import json
 import platform
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import __version__, data, model, terminal
+from . import __version__, data, forecast, model, terminal
 from .data import Images
 from .errors import Fault, InputError
 from .files import writable_folder, write_array, write_json, write_text
 from .inputs import labels_for, load_split, matches, open_model
 from .model import Model
 from .report.plots import by_class, grid, write_png
+from .runtime import probe
 from .training.run import free_folder
 from .training.state import read_checkpoint
 
@@ -195,3 +197,29 @@ def evaluate(name: str, asked) -> int:
 def shortened(numbers: dict) -> dict:
     """Without long lists, which are for the file."""
     return {k: v for k, v in numbers.items() if not isinstance(v, list) or len(v) <= 12}
+
+
+def rollout(asked) -> int:
+    """`igebm eval rollout`: models of time series beside each other."""
+    from .evaluation import rollout as experiment
+    from .evaluation.work import folder_of, record_plain
+
+    if not asked.models:
+        raise InputError("give at least one model of time series, such as balls-langevin")
+    if min(asked.options.length, asked.options.n, asked.options.average) < 1:
+        raise InputError("--length, --n and --average are at least 1")
+    models = [forecast.load(where) for where in asked.models]
+    runtime = probe("cpu", "float32", "off", asked.threads)
+    out = writable_folder(asked.out or folder_of(asked.models[0]))
+    start = time.perf_counter()
+    with terminal.bar("rollout") as screen:
+        found = experiment.run(models, asked.options, out, asked.data, asked.seed, screen)
+    record_plain(out, "rollout", asked.options, found, asked.seed, runtime, time.perf_counter() - start)
+    rows = [
+        {"model": kind, "seeds": row["seeds"]}
+        | {f"mse {h}": v for h, v in zip(row["horizons"], row["mse"], strict=True)}
+        for kind, row in found["kinds"].items()
+    ]
+    terminal.say(terminal.table(rows))
+    print(out)
+    return 0

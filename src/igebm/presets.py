@@ -283,6 +283,43 @@ _COND = Preset()
 _UNCOND = replace(_COND, conditional=False, blocks="1d 1 1 2d 2 2 2d 2 2")
 _IMAGENET = replace(_UNCOND, data="imagenet32")
 
+_BALLS = Preset(
+    data="balls",
+    network="trajectory",
+    spectral=False,
+    chain_steps=20,
+    step_size=0.1,
+    noise=0.005,
+    clip=0.0,
+    start="last",
+    buffer_size=0,
+    kl="all",
+    objective="contrastive",
+    batch=256,
+    steps=5_000,
+    grid_every=10**9,
+    sample_steps=20,
+)
+"""Section 5: no buffer, no spectral norm, L_KL through the whole chain; noise in standard deviations of the data"""
+
+_DSPRITES = Preset(
+    data="dsprites-position",
+    image_size=32,
+    width=32,
+    blocks="1d 2d 2d",
+    chain_steps=20,
+    batch=64,
+    buffer_size=2_000,
+    lr=3e-4,
+    ema=0.99,
+    steps=2_000,
+    grid_every=100,
+    save_every=250,
+    snapshot_every=500,
+    sample_steps=200,
+)
+"""Section 6, on two cores in minutes: a small Fig. 14a at half the data's size"""
+
 PRESETS: dict[str, Entry] = {
     "digits": Entry(
         "the default: no figure of the paper",
@@ -339,6 +376,13 @@ PRESETS: dict[str, Entry] = {
         ),
         "two cores, hours",
     ),
+    "balls-langevin": Entry("Fig. 8, EBM with Langevin", _BALLS),
+    "balls-mppi": Entry("Fig. 8, EBM with MPPI", replace(_BALLS, sampler="mppi", chain_steps=30, noise=0.1)),
+    "balls-feedforward": Entry("Fig. 8, feed-forward", replace(_BALLS, objective="squared-error", kl="none")),
+    "dsprites-scale": Entry("Fig. 9", replace(_DSPRITES, data="dsprites-scale")),
+    "dsprites-position": Entry("Fig. 9", replace(_DSPRITES, data="dsprites-position")),
+    "dsprites-rotation": Entry("Fig. 9", replace(_DSPRITES, data="dsprites-rotation")),
+    "dsprites-shape": Entry("Fig. 9", replace(_DSPRITES, data="dsprites-shape")),
     "cifar10-cond-modern": Entry(
         "Fig. 14a with what later work found better (arXiv:2012.01316)",
         replace(

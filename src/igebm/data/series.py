@@ -1,7 +1,5 @@
 """Time series, and batches of their windows: the next state and the states before it."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +8,6 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from ..errors import InputError
-from .images import silent
 from .loader import batch_indices
 
 
@@ -20,13 +17,6 @@ class Series(NamedTuple):
     name: str
     x: Float32[np.ndarray, "n t f"]
     features: tuple[str, ...]
-
-
-def load_series(
-    spec: str, split: str = "train", *, data_dir: Path | None = None, say: Callable[[str], None] = silent
-) -> Series:
-    """One split of a set of time series by name or path. Raises InputError for what cannot be read for certain."""
-    raise InputError(f"unknown time series {spec!r}")
 
 
 class Windows:

@@ -1,4 +1,4 @@
-"""`load`: one word or path from the user to one split of a data set."""
+"""`load`, `load_series`: one word or path from the user to one split of a set of images, or of time series."""
 
 import os
 from collections.abc import Callable
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, unknown
-from . import hub
+from . import balls, hub, series_files
 from .arrays import load_file
 from .folder import load_folder
-from .images import Images, check_options, existing, shown, silent
+from .images import Images, MissingSplit, canonical, check_options, existing, shown, silent
 from .named import NAMES, data_folder, load_cached, load_named
+from .series import Series
 
 
 def load(
@@ -54,6 +55,23 @@ def load(
             data_dir=lambda: data_folder(data_dir, say),
         )  # fmt: skip
     return _load_path(path, spec, split, image_size, channels, say)
+
+
+def load_series(spec: str, split: str = "train", least: int = 2) -> Series:
+    """One split of a set of time series: "balls", "balls-2", "balls-3", ... (simulated), or a file of them.
+
+    `least` is the number of states that each series must have. Raises InputError as `load` does.
+    """
+    count = spec.removeprefix("balls-")
+    if spec == "balls" or (spec != count and count.isascii() and count.isdigit()):
+        found = balls.splits(1 if spec == "balls" else int(count))
+        if canonical(split) not in found:
+            raise MissingSplit(spec, split, found)
+        return found[canonical(split)]
+    if not existing(Path(spec)) and not Path(spec).suffix:
+        error = unknown("set of time series", shown(spec), ("balls", "balls-2"))
+        raise InputError(f"{error}; a file of series ({', '.join(series_files.KINDS)}) also works")
+    return series_files.load_series(spec, split, least)
 
 
 def _load_path(

@@ -174,6 +174,20 @@ class Ood:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """How far models of time series can be followed (section 5, Fig. 8): the error of rollouts over 1, 2, ... states."""
+
+    length: int = 100
+    """states that are predicted, each from the ones before it"""
+    n: int = 500
+    """windows of the test set, one from each series in turn"""
+    steps: int | None = None
+    """chain steps of a state; default: the model's chain_steps"""
+    average: int = 1
+    """the state is the mean of the chain's last so many states"""
+
+
+@dataclass(frozen=True)
 class All:
     """All experiments, the cheapest first (what is done is skipped, what fails is reported)."""
 

@@ -114,6 +114,14 @@ def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds
     return about
 
 
+def record_plain(
+    out: Path, name: str, options: Any, numbers: dict[str, Any], seed: int, runtime: Runtime, seconds: float
+) -> None:
+    """Write NAME.json of an experiment on several models."""
+    about = {"experiment": name, "numbers": numbers, "options": plain(asdict(options)), "seed": seed}
+    write_json(out / f"{name}.json", about | {"seconds": round(seconds, 1), "machine": circumstances(runtime)})
+
+
 def plain(value: Any) -> Any:
     """Paths as text and tuples as lists, for JSON."""
     if isinstance(value, dict):

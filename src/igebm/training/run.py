@@ -17,7 +17,8 @@ import torch
 from .. import __version__, data, forecast, model, presets, terminal
 from ..data import Images, Loader
 from ..data.named import NAMES
-from ..data.series import Series, Windows, load_series, statistics
+from ..data.series import Series, Windows, statistics
+from ..data.sources import load_series
 from ..diagnostics import temperature
 from ..errors import InputError
 from ..files import writable_folder, write_json
@@ -194,7 +195,7 @@ def open_machine(machine: Machine, before: dict[str, Any] | None = None) -> Runt
 
 def open_data(preset: Preset, data_dir: Path | None, skip_bad: bool) -> Images | Series:
     if preset.network == "trajectory":
-        return load_series(preset.data, "train", data_dir=data_dir, say=terminal.say)
+        return load_series(preset.data, "train", preset.past + 1)
     return data.load(
         preset.data,
         "train",

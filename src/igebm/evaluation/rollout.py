@@ -1,0 +1,158 @@
+"""How far models of time series can be followed: the error of rollouts over 1, 2, ... states (section 5, Fig. 8)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+
+from .. import terminal
+from ..data.images import MissingSplit
+from ..data.series import Series
+from ..data.sources import load_series
+from ..errors import InputError
+from ..files import whole
+from ..forecast import Forecaster
+from ..report import figures
+from .settings import Rollout
+
+SHOWN = (1, 2, 3, 5, 10, 20, 50, 100)
+"""horizons in the table"""
+
+
+def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None, seed: int, screen) -> dict[str, Any]:
+    """Numbers of each model and of each kind (models of one preset, trained with several seeds), and the figures."""
+    spec = spec or models[0].preset.data
+    past = max(m.shape.past for m in models)
+    series = test_series(spec, past + options.length)
+    for m in models:
+        if m.shape.features != series.features:
+            raise InputError(f"{m.name} knows {', '.join(m.shape.features)}; {spec} has {', '.join(series.features)}")
+    truth = windows(series, past + options.length, options.n, seed)
+    unit = series.x.std((0, 1), dtype=np.float64)
+    errors, paths = [], []
+    for i, m in enumerate(models):
+        tell = lambda done, total, i=i: screen.step(i * total + done, len(models) * total, models[i].name)
+        start = truth[:, :past]
+        found = m.rollout(start, options.length, seed, options.steps, options.average, tell)
+        errors.append(squared_error(found, truth[:, past:], unit))
+        paths.append(found)
+    kinds: dict[str, list[int]] = {}
+    for i, m in enumerate(models):
+        kinds.setdefault(str(m.facts.get("preset", m.name)), []).append(i)
+    draw(out, errors, kinds)
+    animate(out, truth, paths, kinds, series.features, past)
+    return {
+        "data": spec,
+        "windows": len(truth),
+        "unit": "squared error per feature, in its variances over the test set",
+        "models": [
+            {
+                "name": m.name,
+                "kind": str(m.facts.get("preset", m.name)),
+                "trained_with_seed": m.facts.get("seed"),
+                "step": m.step,
+                "mse": [round(float(v), 6) for v in e.mean(0)],
+                "standard_error": [round(float(v), 6) for v in e.std(0, ddof=1) / np.sqrt(len(e))],
+            }
+            for m, e in zip(models, errors, strict=True)
+        ],
+        "kinds": {kind: summary([errors[i].mean(0) for i in members]) for kind, members in kinds.items()},
+        "figures": ["rollout.png", "rollout.gif"],
+    }
+
+
+def test_series(spec: str, least: int) -> Series:
+    try:
+        return load_series(spec, "test", least)
+    except MissingSplit:
+        terminal.say(f"{spec} has no test split: the train split is used")
+        return load_series(spec, "train", least)
+
+
+def windows(series: Series, length: int, n: int, seed: int) -> Float[np.ndarray, "n t f"]:
+    """n windows of `length` states, one from each series in turn, at seeded places."""
+    count, t, _ = series.x.shape
+    rng = np.random.default_rng(seed)
+    which = np.arange(n) % count
+    first = rng.integers(0, t - length + 1, n)
+    return series.x[which[:, None], first[:, None] + np.arange(length)]
+
+
+def squared_error(
+    found: Float[np.ndarray, "n t f"], truth: Float[np.ndarray, "n t f"], unit: Float[np.ndarray, " f"]
+) -> Float[np.ndarray, "n t"]:
+    """⟨((x̂ - x) / unit)²⟩ over the features: of each rollout, at each horizon."""
+    return np.square((found.astype(np.float64) - truth) / unit).mean(-1)
+
+
+def summary(curves: list[Float[np.ndarray, " t"]]) -> dict[str, Any]:
+    """Mean over training seeds with a 95 % interval of Student's t (None for a single one), at the shown horizons, and
+    how much the error grows from the first state to the tenth."""
+    from scipy import stats
+
+    many = np.stack(curves)
+    n, horizons = len(many), [h for h in SHOWN if h <= many.shape[1]]
+    half = stats.t.ppf(0.975, n - 1) * many.std(0, ddof=1) / np.sqrt(n) if n > 1 else None
+    ten = min(10, many.shape[1])
+    return {
+        "seeds": n,
+        "horizons": horizons,
+        "mse": [round(float(many.mean(0)[h - 1]), 6) for h in horizons],
+        "half_width": None if half is None else [round(float(half[h - 1]), 6) for h in horizons],
+        "growth_1_to_10": round(float((many[:, ten - 1] / many[:, 0]).mean()), 3),
+    }
+
+
+def draw(out: Path, errors: list[Float[np.ndarray, "n t"]], kinds: dict[str, list[int]]) -> None:
+    """Error against horizon: the first ten states, as in Figure 8, and all; a band where there are several seeds."""
+    figure, axes = figures.axes(2)
+    for ax, last in zip(axes[0], (10, errors[0].shape[1]), strict=True):
+        for kind, members in kinds.items():
+            many = np.stack([errors[i].mean(0)[:last] for i in members])
+            x = np.arange(1, many.shape[1] + 1)
+            (line,) = ax.plot(x, many.mean(0), label=f"{kind} ({len(many)} seeds)" if len(many) > 1 else kind)
+            if len(many) > 1:
+                ax.fill_between(x, many.min(0), many.max(0), alpha=0.2, color=line.get_color())
+        ax.set(xlabel="states ahead", ylabel="squared error per feature / variance", yscale="log")
+    axes[0, 0].legend(fontsize=7)
+    figures.save(figure, out, "rollout")
+
+
+def animate(
+    out: Path,
+    truth: Float[np.ndarray, "n t f"],
+    paths: list[Float[np.ndarray, "n t f"]],
+    kinds: dict[str, list[int]],
+    features: tuple[str, ...],
+    past: int,
+    side: int = 220,
+) -> None:
+    """True (grey) and predicted (coloured) places of the first window's first ball, one panel a kind; series without
+    places x and y get none."""
+    names = [name.rstrip("1") for name in features]
+    if "x" not in names or "y" not in names:
+        return
+    columns = [names.index("x"), names.index("y")]
+    at = lambda p: tuple((8 + np.clip(p, -0.02, 1.02) * (side - 16)).tolist())
+    frames = []
+    for t in range(truth.shape[1] - past):
+        scene = Image.new("RGB", (side * len(kinds), side + 16), "white")
+        pen = ImageDraw.Draw(scene)
+        for k, (kind, members) in enumerate(kinds.items()):
+            shift = lambda p, k=k: (at(p)[0] + k * side, at(p)[1] + 16)
+            pen.text((k * side + 8, 2), kind, fill="black")
+            pen.rectangle((k * side + 8, 24, (k + 1) * side - 8, side + 8), outline="#bbbbbb")
+            for path, colour, radius in (
+                (truth[0, past:, columns], "#999999", 6),
+                (paths[members[0]][0][:, columns].T, "#4269d0", 4),
+            ):
+                trail = [shift(p) for p in path.T[max(0, t - 15) : t + 1]] if path.shape[0] == 2 else []
+                if len(trail) > 1:
+                    pen.line(trail, fill=colour)
+                x, y = trail[-1]
+                pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        frames.append(scene)
+    with whole(out / "rollout.gif") as temporary:
+        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=60, loop=0)

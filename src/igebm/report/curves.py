@@ -36,7 +36,7 @@ class Axis(NamedTuple):
     end: float
     logarithmic: bool = False
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: int | float) -> float:
         f = math.log if self.logarithmic else float
         share = (f(value) - f(self.low)) / (f(self.high) - f(self.low))
         return round(self.start + min(max(share, -1.0), 2.0) * (self.end - self.start), 1)

@@ -3,7 +3,7 @@
 import base64
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
 from PIL import Image, ImageSequence, features
@@ -11,7 +11,9 @@ from PIL import Image, ImageSequence, features
 from .markup import tag
 
 LARGE = 60_000
-"""bytes beyond which a picture is re-encoded as WebP (lossless or at quality 80, whichever is smaller)"""
+"""bytes beyond which a picture is re-encoded as WebP: lossless where it has 256 colours at most, else at quality 80"""
+HUGE = 2_000_000
+"""bytes beyond which a moving picture loses every second frame"""
 WIDEST = 1_600
 """pixels beyond which it is also made smaller"""
 KINDS = {"PNG": "image/png", "GIF": "image/gif", "JPEG": "image/jpeg", "WEBP": "image/webp"}
@@ -68,20 +70,23 @@ def embed(path: Path, troubles: list[str], shown: str = "") -> Embedded | None:
 
 def smaller(data: bytes, kind: str, frames: list[Image.Image], times: list[int]) -> tuple[bytes, str, tuple[int, int]]:
     """The picture as WebP where that has fewer bytes, at most WIDEST pixels wide; otherwise as it is."""
-    size = frames[0].size
+    own = size = frames[0].size
     if not features.check("webp"):
-        return data, kind, size
+        return data, kind, own
+    few = frames[0].getcolors(256) is not None
     if size[0] > WIDEST:
         size = (WIDEST, max(1, round(size[1] * WIDEST / size[0])))
         frames = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
-    moving = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0} if len(frames) > 1 else {}
-    tries = []
-    for how in ({"lossless": True, "quality": 50}, {"quality": 80}):
-        webp = io.BytesIO()
-        frames[0].save(webp, "WEBP", method=4, **how, **moving)
-        tries.append(webp.getvalue())
-    best = min(tries, key=len)
-    return (best, "WEBP", size) if len(best) < len(data) else (data, kind, frames[0].size)
+    if len(frames) > 2 and len(data) > HUGE:
+        frames = [*frames[:-1:2], frames[-1]]
+        times = [a + b for a, b in zip(times[:-1:2], [*times[1:-1:2], 0], strict=False)] + times[-1:]
+    how: dict[str, Any] = {"lossless": True, "quality": 50} if few else {"quality": 80}
+    if len(frames) > 1:
+        how |= {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
+    webp = io.BytesIO()
+    frames[0].save(webp, "WEBP", method=4, **how)
+    best = webp.getvalue()
+    return (best, "WEBP", size) if len(best) < len(data) else (data, kind, own)
 
 
 def uri(data: bytes, kind: str) -> str:

@@ -127,7 +127,10 @@ def find_run(
 def read_json(path: Path, troubles: list[str], needed: bool = True) -> Any:
     """What a JSON file holds; None, and a line in `troubles`, where it cannot be had."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value is None:
+            troubles.append(f"{path.name} holds nothing (null)")
+        return value
     except FileNotFoundError:
         if needed:
             troubles.append(f"{path.name} is missing")

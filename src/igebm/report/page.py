@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from .. import __version__, presets
+from .. import presets
 from ..errors import InputError
 from ..files import writable_folder, write_text
 from ..terminal import clock
@@ -61,7 +61,7 @@ def page(found: Found, experiments: Mapping[str, type]) -> str:
         opening(found, troubles),
         tag("nav", tag("ul", links), aria_label="Sections"),
         tag("main", trouble_box(troubles), shown, id="page"),
-        tag("footer", tag("p", f"Made by igebm {__version__} from {found.folder}. The paper is {PAPER}.")),
+        tag("footer", tag("p", f"Made by igebm report from {found.folder}. The paper is {PAPER}.")),
     )
     here = Path(__file__)
     style, script = (here.with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))

@@ -112,7 +112,7 @@ def find_run(
     if log.entries and step is None:
         step = log.entries[-1]["step"]
     pictures = sorted((folder / "samples").glob("*.png"))
-    grids = [path for path in pictures if path.stem.isdigit()]
+    grids = [path for path in pictures if path.stem.isdecimal()]
     if not pictures:
         troubles.append("samples/ holds no pictures")
     noise = [path for path in pictures if path.stem.startswith("noise-")]

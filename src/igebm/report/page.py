@@ -87,7 +87,8 @@ def opening(found: Found, troubles: list[str]) -> Element:
     ]
     shown = None
     if noise is not None:
-        step = found.noise[-1].stem.removeprefix("noise-").lstrip("0") or "0"
+        at_step = found.noise[-1].stem.removeprefix("noise-")
+        step = f"{int(at_step):,}" if at_step.isdecimal() else at_step
         caption = f"Samples from noise after {step} iterations{rows_of(found)}."
         alt = f"Grid of samples that chains from noise reach after {step} training iterations"
         shown = tag("figure", noise.elements(alt), tag("figcaption", caption), class_="hero")
@@ -116,7 +117,7 @@ def model_facts(found: Found) -> list[tuple[str, Any]]:
     steps = None if found.step is None else f"{found.step:,}" + (f" of {goal:,}" if goal and found.is_run else "")
     seconds = log.seconds if found.is_run else number(at(found.card, "training_seconds"))
     return [
-        ("preset", [written(preset), tag("small", f" {source}") if source else None] if preset else None),
+        ("preset", [written(preset), tag("small", f" ({source})") if source else None] if preset else None),
         ("data", described_data(found)),
         ("condition", condition(found)),
         ("parameters", None if found.parameters is None else written(found.parameters)),
@@ -287,14 +288,10 @@ def measured(found: Found, experiments: Mapping[str, type], troubles: list[str])
 
 def result(found: Found, name: str, kind: type | None, troubles: list[str]) -> Element:
     about = found.results[name]
-    step, later = whole_number(at(about, "model", "step")), found.failures.get(name)
-    older = found.step is not None and step is not None and step != found.step
+    step, seconds = whole_number(at(about, "model", "step")), number(at(about, "seconds"))
     machine = at(about, "machine")
-    seconds = number(at(about, "seconds"))
-    where = [
-        at(machine, "gpu") or at(machine, "cpu"),
-        f"{at(machine, 'cores')} cores" if at(machine, "cores") else None,
-    ]
+    cores = whole_number(at(machine, "cores"))
+    where = [at(machine, "gpu") or at(machine, "cpu"), f"{cores} cores" if cores else None]
     circumstances = [
         ("took", None if seconds is None else clock(seconds) if seconds >= 60 else f"{written(seconds, 3)} s"),
         ("seed", at(about, "seed")),
@@ -306,30 +303,31 @@ def result(found: Found, name: str, kind: type | None, troubles: list[str]) -> E
         ("date", at(machine, "date")),
         ("versions", versions(at(machine, "versions"))),
     ]
-    options, typed = at(about, "options"), at(machine, "command")
+    typed, warnings = at(machine, "command"), []
+    if found.step is not None and step is not None and step != found.step:
+        warnings.append(f"Measured at step {step:,}; the model is now at step {found.step:,}.")
+    if name in found.failures:
+        warnings.append(f"A later attempt failed: {found.failures[name]}")
     return section(
         titled(name),
         f"experiment-{name}",
         tag("p", described(kind), class_="note") if kind else None,
-        tag("p", f"Measured at step {step:,}; the model is now at step {found.step:,}.", class_="warn")
-        if older
-        else None,
-        tag("p", f"A later attempt failed: {later}", class_="warn") if later else None,
+        [tag("p", warning, class_="warn") for warning in warnings],
         figures_of(found, name, about, troubles),
         numbers_tables(about["numbers"], f"{name}, numbers", about.get("paper")) or tag("p", "It gave no numbers."),
-        [
-            tag("h3", "Settings"),
-            tag("p", "A dash: not set, so that the model's own value holds.", class_="note")
-            if None in options.values()
-            else None,
-            settings_list(options, defaults_of(kind), "default"),
-        ]
-        if isinstance(options, dict) and options
-        else None,
+        options_of(at(about, "options"), kind),
         tag("h3", "Circumstances"),
         facts([(k, None if v is None else str(v)) for k, v in circumstances], "settings"),
         command(str(typed)) if typed else None,
     )
+
+
+def options_of(options: Any, kind: type | None) -> list[Element]:
+    if not isinstance(options, dict) or not options:
+        return []
+    note = tag("p", "A dash: not set, so that the model's own value holds.", class_="note")
+    dashed = [note] if None in options.values() else []
+    return [tag("h3", "Settings"), *dashed, settings_list(options, defaults_of(kind), "default")]
 
 
 def figures_of(found: Found, name: str, about: dict[str, Any], troubles: list[str]) -> list[Element]:

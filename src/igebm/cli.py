@@ -174,6 +174,16 @@ class RolloutOf:
 
 
 @dataclass(frozen=True)
+class Report:
+    """One HTML page on a run and its evaluations, whole in itself: curves, samples, figures, numbers, settings."""
+
+    folder: Positional[Path]
+    """a run folder, or the evaluation folder of a model that has none (evaluation/MODEL)"""
+    out: Path | None = None
+    """the page; default: report.html in the folder"""
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure this machine: speed of chain and training against a plain reference and the machine's own limit."""
 
@@ -397,6 +407,14 @@ def evaluate(args: list[str]) -> int:
     return run(name, asked)
 
 
+def report(args: list[str]) -> int:
+    asked = parse(Report, "report", args)
+    from .report.page import write
+
+    print(write(asked.folder, EXPERIMENTS, asked.out))
+    return 0
+
+
 def bench(args: list[str]) -> int:
     asked = parse(Bench, "bench", args)
     from .benchmarks.speed import bench as run
@@ -422,6 +440,7 @@ COMMANDS = {
     "energy": Command(energy, "the energy of each image of a data set"),
     "presets": Command(list_presets, "the named settings, and the paper's tables and figures they reproduce"),
     "eval": Command(evaluate, "an experiment of the paper on a model, with its figure and numbers; `all` for all"),
+    "report": Command(report, "one HTML page on a run and its evaluations, to look at and to hand on"),
     "bench": Command(bench, "measure this machine against a plain reference and its own limit"),
     "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),
@@ -444,10 +463,8 @@ def _overview(prefix: str = "") -> str:
 
 def _experiments() -> str:
     head = lambda kind: re.split(r" \(| by |: ", " ".join((kind.__doc__ or "").split()))[0].rstrip(".")
-    rows = [
-        f"  igebm eval {name:<12} {head(kind)}"
-        for name, kind in (EXPERIMENTS | {"rollout": Rollout, "all": All}).items()
-    ]
+    every = EXPERIMENTS | {"rollout": Rollout, "all": All}
+    rows = [f"  igebm eval {name:<12} {head(kind)}" for name, kind in every.items()]
     return "\n".join(
         ["usage: igebm eval NAME MODEL [options]", "", *rows, "", "igebm eval NAME --help shows its options"]
     )

@@ -175,7 +175,7 @@ class Ood:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How far models of time series can be followed (section 5, Fig. 8): the error of rollouts over 1, 2, ... states."""
+    """How far models of time series can be followed (section 5, Fig. 8): the error of rollouts over their length."""
 
     length: int = 100
     """states that are predicted, each from the ones before it"""

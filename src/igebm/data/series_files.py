@@ -1,0 +1,205 @@
+"""A user's own time series, from a file: .npz or .npy (an array, series x steps x features), .csv or .parquet (a row a
+state: `series`, `step`, and a column a feature).
+
+Nothing is unpickled, filled in or cut to fit: what is missing, not a number or of another length is refused by name.
+"""
+
+import csv
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from ..errors import InputError
+from .arrays import read_npy, read_npz
+from .images import MissingSplit, canonical, existing, shown
+from .series import Series
+
+KINDS = (".npz", ".npy", ".csv", ".parquet")
+KEYS = ("series", "step")
+
+
+def load_series(path: str | Path, split: str = "train", least: int = 2) -> Series:
+    """One split of a file of time series: x float32 (n, t, f) and the features' names.
+
+    An .npz may hold `train_x`, `test_x`, ... or one set (`x`, `series` or `arr_0`), which is the train split, and
+    `features`, the columns' names; the other kinds hold the train split alone. `least` is the number of states that
+    each series must have. Raises InputError, in one line, for what is wrong with the file; it is a MissingSplit where
+    the file is sound but lacks the split.
+    """
+    path, wanted = Path(path), canonical(split)
+    where, kind = shown(path), path.suffix.lower()
+    if not existing(path) or kind not in KINDS:
+        what = "there is no such file" if kind in KINDS else f"its name must end in {', '.join(KINDS)}"
+        raise InputError(f"no time series in {where}: {what}")
+    if path.is_dir():
+        raise InputError(f"no time series in {where}: it is a folder")
+    ids: Sequence[str] = ()
+    if kind == ".npz":
+        x, names = _of_arrays(read_npz(path), wanted, split, where)
+    elif wanted != "train":
+        raise MissingSplit(where, split, ("train",))
+    elif kind == ".npy":
+        x, names = read_npy(path), ()
+    else:
+        x, names, ids = (_csv if kind == ".csv" else _parquet)(path, where)
+    return Series(where, *checked(x, names, least, where, ids))
+
+
+def checked(
+    x: np.ndarray, names: Sequence[str], least: int, where: str, ids: Sequence[str] = ()
+) -> tuple[Float32[np.ndarray, "n t f"], tuple[str, ...]]:
+    """The array as float32 and the names of its features (x1, x2, ... without). Raises InputError for what is no set of
+    series: another shape, too few states, values that are not numbers; `ids` are what the file calls its series."""
+    if x.ndim != 3 or not x.size:
+        raise InputError(f"{where} must hold one array, series x steps x features, got shape {x.shape}")
+    if x.dtype.kind not in "fiu":
+        raise InputError(f"{where} holds {x.dtype} where numbers are wanted; save it as float32")
+    n, t, f = x.shape
+    if t < least:
+        raise InputError(f"{where} has series of {t} states; at least {least} are needed")
+    names = tuple(names) or tuple(f"x{i + 1}" for i in range(f))
+    if len(names) != f or len(set(names)) != f:
+        raise InputError(f"{where} has {f} features and the names {', '.join(names)}; give each its own name")
+    with np.errstate(over="ignore"):
+        y = np.array(x, np.float32)
+    bad = np.argwhere(~np.isfinite(y))
+    if len(bad):
+        i, k, j = bad[0]
+        series = ids[i] if len(ids) else i
+        raise InputError(
+            f"{where} has {len(bad)} values that are no finite float32, the first ({x[i, k, j]}) in series {series}, "
+            f"row {k} (from 0), feature {names[j]}; repair or drop those series"
+        )
+    return y, names
+
+
+def _of_arrays(arrays: dict[str, np.ndarray], wanted: str, split: str, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    found = {canonical(key.removesuffix("_x")): x for key, x in arrays.items() if key.endswith("_x")}
+    if not found:
+        found = {"train": arrays[key] for key in ("arr_0", "series", "x") if key in arrays}
+    if not found:
+        raise InputError(
+            f"no time series in {where}: expected an array x, series, arr_0 or train_x (series x steps x features); "
+            f"it has: {', '.join(sorted(arrays)) or 'none'}"
+        )
+    if wanted not in found:
+        raise MissingSplit(where, split, found)
+    names = arrays.get("features", np.empty(0, "U1"))
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise InputError(f"`features` of {where} must be a list of names, got {names.dtype} of shape {names.shape}")
+    return found[wanted], tuple(str(name) for name in names)
+
+
+def _csv(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    ids: list[str] = []
+    steps, lines, values = array("q"), array("q"), array("d")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            head = [word.strip() for word in next(reader, [])]
+            names, a, b = _columns(head, where)
+            rest = [i for i in range(len(head)) if i not in (a, b)]
+            for row in reader:
+                if not row:
+                    continue  # an empty line, as at the end of many files
+                line = f"{where}, line {reader.line_num}"
+                if len(row) != len(head):
+                    raise InputError(f"{line}: {len(row)} values under {len(head)} names")
+                ids.append(row[a])
+                steps.append(_whole(row[b], line))
+                lines.append(reader.line_num)
+                values.extend([_number(row[i], head[i], line) for i in rest])
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except csv.Error as error:
+        raise InputError(f"{where} is not a CSV file that can be read: {error}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {where}: {error.strerror}") from None
+    rows = np.array(values, np.float64).reshape(-1, len(names))
+    bad = np.flatnonzero(~np.isfinite(rows).all(1))
+    if len(bad):
+        column = int(np.argmin(np.isfinite(rows[bad[0]])))
+        value, line = rows[bad[0], column], lines[bad[0]]
+        raise InputError(f"{where}, line {line}: {value} in column {names[column]} (series {ids[bad[0]]}); "
+                         f"{len(bad)} such lines in all: repair or drop those series")  # fmt: skip
+    x, ids = _stacked(np.array(ids), np.array(steps, np.int64), rows, where)
+    return x, names, ids
+
+
+def _parquet(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    # Arrow comes with `datasets`; reading images never needs it directly, so it is imported here.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{where} is not a Parquet file that can be read, or it is damaged: {reason}") from None
+    names, _, _ = _columns(table.column_names, where)
+    for name in (*KEYS, *names):
+        kind, nulls = table.schema.field(name).type, table.column(name).null_count
+        number = pa.types.is_integer(kind) or (name not in KEYS and pa.types.is_floating(kind))
+        if nulls:
+            raise InputError(f"{where} has {nulls} empty cells in column {name}; repair or drop those series")
+        if name != "series" and not number:
+            raise InputError(f"{where}: column {name} holds {kind} where {'whole ' * (name == 'step')}numbers are wanted")
+    ids = np.array([str(v) for v in table.column("series").to_pylist()])
+    columns = [table.column(name).to_numpy().astype(np.float64) for name in names]
+    rows = np.stack(columns, 1) if len(table) else np.empty((0, len(names)))
+    x, series = _stacked(ids, table.column("step").to_numpy().astype(np.int64), rows, where)
+    return x, names, series
+
+
+def _columns(head: Sequence[str], where: str) -> tuple[tuple[str, ...], int, int]:
+    """The features' names, and where `series` and `step` stand."""
+    names = tuple(word for word in head if word not in KEYS)
+    if sorted(word for word in head if word in KEYS) != sorted(KEYS) or not names or "" in names:
+        raise InputError(f"{where} must have the columns series, step and at least one feature, got: {', '.join(head)}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{where} has two columns {twice[0]}")
+    return names, head.index("series"), head.index("step")
+
+
+def _stacked(ids: np.ndarray, steps: np.ndarray, rows: np.ndarray, where: str) -> tuple[np.ndarray, list[str]]:
+    """Rows as series x steps x features, and what the series are called: series as they first appear, states by their
+    step, which must rise by 1."""
+    if not len(rows):
+        raise InputError(f"{where} has no rows")
+    _, first, which = np.unique(ids, return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))[which]  # the n-th series that appears is the n-th of the array
+    order = np.lexsort((steps, place))
+    place, steps, ids = place[order], steps[order], ids[order]
+    jump = np.flatnonzero((np.diff(steps) != 1) & (np.diff(place) == 0))
+    if len(jump):
+        a, b = steps[jump[0]], steps[jump[0] + 1]
+        what = f"has step {a} twice" if a == b else f"has no step {a + 1}: {a} is followed by {b}"
+        raise InputError(f"{where}: series {ids[jump[0]]} {what}; its steps must rise by 1")
+    lengths = np.bincount(place)
+    names = ids[np.cumsum(lengths) - 1].tolist()
+    if lengths.min() != lengths.max():
+        odd = int(np.flatnonzero(lengths != lengths[0])[0])
+        raise InputError(
+            f"{where}: series {names[odd]} has {lengths[odd]} states and series {names[0]} has {lengths[0]}; all must "
+            "have as many: cut them, or give each length its own file"
+        )
+    return rows[order].reshape(len(lengths), lengths[0], -1), names
+
+
+def _number(text: str, column: str, line: str) -> float:
+    try:
+        if "_" not in text:  # float() takes 1_000, which no table means
+            return float(text)
+    except ValueError:
+        pass
+    raise InputError(f"{line}: {text!r} in column {column} is not a number")
+
+
+def _whole(text: str, line: str) -> int:
+    if not text.strip().removeprefix("-").isdecimal() or len(text) > 18:
+        raise InputError(f"{line}: step {text!r} is not a whole number")
+    return int(text)

@@ -51,7 +51,9 @@ class World:
         if not 0 < self.radius < 0.5:
             raise InputError(f"radius {self.radius:g}: choose between 0 and 0.5, half the box")
         if not 0 <= low <= high < np.inf:
-            raise InputError(f"speed {low:g} to {high:g}: two finite numbers are wanted, 0 or more, the lower one first")
+            raise InputError(
+                f"speed {low:g} to {high:g}: two finite numbers are wanted, 0 or more, the lower one first"
+            )
 
 
 def features(balls: int = 1) -> tuple[str, ...]:
@@ -61,7 +63,13 @@ def features(balls: int = 1) -> tuple[str, ...]:
 
 
 def splits(
-    balls: int = 1, seed: int = 0, *, train: int = TRAIN, test: int = TEST, steps: int = STEPS, world: World | None = None
+    balls: int = 1,
+    seed: int = 0,
+    *,
+    train: int = TRAIN,
+    test: int = TEST,
+    steps: int = STEPS,
+    world: World | None = None,
 ) -> dict[str, Series]:
     """The splits "train" and "test": the first trajectories of one seed and the ones after them."""
     name = "balls" if balls == 1 else f"balls-{balls}"
@@ -96,7 +104,9 @@ def follow(
     """The trajectories from places p and velocities v. Raises InputError for a start outside the box or overlapping."""
     n, balls, _ = p.shape
     if not (np.isfinite(v).all() and ((p >= world.radius) & (p <= 1 - world.radius)).all()):
-        raise InputError("balls start inside the box, at finite velocities: a centre is closer to a wall than its radius")
+        raise InputError(
+            "balls start inside the box, at finite velocities: a centre is closer to a wall than its radius"
+        )
     if _overlapping(p, world).any():
         raise InputError("two balls overlap at the start")
     looks = _looks(max(world.speed[1], np.linalg.norm(v, axis=-1).max(initial=0.0)), balls, world)

@@ -108,7 +108,8 @@ class Loader:
         self.images, self.batch, self.seed, self.device = images, batch, seed, torch.device(device)
         self.rank, self.world, self.flip, self.crop = rank, world, flip, crop
         self.y = None if images.y is None else torch.from_numpy(images.y).to(self.device)
-        self.x = _tensor(images.x).to(self.device) if images.x.nbytes <= ON_DEVICE else None
+        held = isinstance(images.x, np.ndarray) and images.x.nbytes <= ON_DEVICE  # else made or read as it is needed
+        self.x = _tensor(images.x).to(self.device) if held else None
 
     def __call__(
         self, seen: int, generator: torch.Generator | None = None

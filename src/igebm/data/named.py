@@ -41,6 +41,8 @@ NAMED = {
     "celeba": Named("flwrlabs/celeba", "img_align+identity+attr", "", TRAIN_VALIDATION_TEST, (218, 178, 3), 0),
 }
 NAMES = ("digits", *NAMED)
+SPRITES = ("dsprites-scale", "dsprites-position", "dsprites-rotation", "dsprites-shape")
+"""dSprites by the factor that a model is conditional on: rendered, or read from dsprites.npz in the data folder"""
 
 
 def digits(split: str = "train") -> Images:
@@ -163,6 +165,11 @@ def available(data_dir: Path | None = None) -> list[dict[str, Any]]:
         {"name": "digits", "where": "package", "source": "scikit-learn", "shape": [8, 8, 1], "classes": 10,
          "counts": {"train": 1438, "test": 359}}
     ]  # fmt: skip
+    for name in SPRITES:
+        row = {"name": name, "where": "package", "source": "rendered", "shape": [64, 64, 1]}
+        rows.append(
+            row | {"classes": 3 if name == "dsprites-shape" else 0, "counts": {"train": 729_908, "test": 7_372}}
+        )
     for name, entry in NAMED.items():
         files = [p for d in data_places(data_dir) for p in [d / f"{name}.npz", *sorted(d.glob(f"{name}-[0-9]*.npz"))]]
         path = next((p for p in files if existing(p)), None)

@@ -76,7 +76,9 @@ def checked(
     return y, names
 
 
-def _of_arrays(arrays: dict[str, np.ndarray], wanted: str, split: str, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _of_arrays(
+    arrays: dict[str, np.ndarray], wanted: str, split: str, where: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
     found = {canonical(key.removesuffix("_x")): x for key, x in arrays.items() if key.endswith("_x")}
     if not found:
         found = {"train": arrays[key] for key in ("arr_0", "series", "x") if key in arrays}
@@ -146,7 +148,9 @@ def _parquet(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[
         if nulls:
             raise InputError(f"{where} has {nulls} empty cells in column {name}; repair or drop those series")
         if name != "series" and not number:
-            raise InputError(f"{where}: column {name} holds {kind} where {'whole ' * (name == 'step')}numbers are wanted")
+            raise InputError(
+                f"{where}: column {name} holds {kind} where {'whole ' * (name == 'step')}numbers are wanted"
+            )
     ids = np.array([str(v) for v in table.column("series").to_pylist()])
     columns = [table.column(name).to_numpy().astype(np.float64) for name in names]
     rows = np.stack(columns, 1) if len(table) else np.empty((0, len(names)))

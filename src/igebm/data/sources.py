@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, unknown
-from . import balls, hub, series_files
+from . import balls, dsprites, hub, series_files
 from .arrays import load_file
 from .folder import load_folder
 from .images import Images, MissingSplit, canonical, check_options, existing, shown, silent
-from .named import NAMES, data_folder, load_cached, load_named
+from .named import NAMES, SPRITES, data_folder, data_places, load_cached, load_named
 from .series import Series
 
 
@@ -33,6 +33,8 @@ def load(
     MissingSplit, which lists the splits there are, where the set lacks `split`.
     """
     check_options(image_size, channels)
+    if spec in SPRITES:
+        return _load_sprites(spec, split, data_dir, image_size, channels)
     if spec in NAMES:
         return load_named(
             spec, split, data_dir=data_dir, image_size=image_size, channels=channels, skip_bad=skip_bad, say=say
@@ -55,6 +57,16 @@ def load(
             data_dir=lambda: data_folder(data_dir, say),
         )  # fmt: skip
     return _load_path(path, spec, split, image_size, channels, say)
+
+
+def _load_sprites(spec: str, split: str, data_dir: Path | None, image_size: int | None, channels: int | None) -> Images:
+    """dSprites with one factor as the condition: the official file where the data folder has it, else rendered."""
+    if channels == 3:
+        raise InputError(f"{spec} is grey; leave out --channels 3")
+    kept = (place / "dsprites.npz" for place in data_places(data_dir))
+    file = next((path for path in kept if existing(path)), None)
+    found = dsprites.load(spec.removeprefix("dsprites-"), split, size=image_size or 64, file=file)
+    return found._replace(name=spec)
 
 
 def load_series(spec: str, split: str = "train", least: int = 2) -> Series:
@@ -84,5 +96,5 @@ def _load_path(
         return load_file(path, split, image_size=image_size, channels=channels, say=say)
     if array or os.sep in spec or "/" in spec:
         raise InputError(f"no data set at {shown(spec)}: there is no such folder or file")
-    error = unknown("data set", shown(spec), NAMES)
+    error = unknown("data set", shown(spec), [*NAMES, *SPRITES])
     raise InputError(f"{error}; a folder of images, an .npz file or hf:owner/name also works")

@@ -174,6 +174,57 @@ class RolloutOf:
 
 
 @dataclass(frozen=True)
+class Compose:
+    """Samples of several energies combined (section 6): samples.png, samples.npy, compose.json.
+
+    A term is [not:|or:][WEIGHT*]MODEL[=VALUE]: a class, a number or numbers with commas (an angle in degrees), such as
+    dsprites-scale=0.8, dsprites-position=0.2,0.7, 2*digits=3, not:digits=8, or:digits=1. module:function is an energy
+    of your own, any Python callable of images (B, C, H, W) that gives (B,).
+    """
+
+    machine: OmitArgPrefixes[Machine]
+    terms: Positional[tuple[str, ...]]
+    """the terms; those with or: form one factor, a mixture, those with not: push away"""
+    mode: Literal["product", "cyclic"] = "product"
+    """chains on the sum of the energies; cyclic: one step on each in turn (released code)"""
+    n: int = 16
+    """samples"""
+    steps: int | None = None
+    """chain steps; default: the first model's sample_steps"""
+    step_size: float | None = None
+    noise: float | None = None
+    clip: float | None = None
+    """of the chain; default: the first model's"""
+    seed: int = 0
+    out: Path | None = None
+    """folder; default: composed"""
+    batch: int = 128
+    """chains at a time"""
+
+
+@dataclass(frozen=True)
+class Infer:
+    """The condition of an image (section 6): chains over a model's latents, or the energies under its classes."""
+
+    machine: OmitArgPrefixes[Machine]
+    model: Positional[str]
+    """a run folder, a .safetensors file or a name of `igebm models`, conditional on latents or classes"""
+    image: Positional[Path]
+    """a picture, brought to the model's size"""
+    n: int = 256
+    """chains, from starts all over the latents' ranges"""
+    steps: int = 200
+    """chain steps"""
+    step_size: float = 1.0
+    """what multiplies the gradient, latents counted in shares of their ranges (released: 1)"""
+    noise: float = 0.03
+    """standard deviation of a step's noise (released: 0.03)"""
+    seed: int = 0
+    out: Path | None = None
+    """folder; default: inferred/IMAGE"""
+
+
+@dataclass(frozen=True)
 class Report:
     """One HTML page on a run and its evaluations, whole in itself: curves, samples, figures, numbers, settings."""
 
@@ -415,6 +466,22 @@ def report(args: list[str]) -> int:
     return 0
 
 
+def compose(args: list[str]) -> int:
+    asked = parse(Compose, "compose", args)
+    from .concepts import compose as run
+
+    print(run(asked))
+    return 0
+
+
+def infer(args: list[str]) -> int:
+    asked = parse(Infer, "infer", args)
+    from .concepts import infer as run
+
+    print(run(asked))
+    return 0
+
+
 def bench(args: list[str]) -> int:
     asked = parse(Bench, "bench", args)
     from .benchmarks.speed import bench as run
@@ -441,6 +508,8 @@ COMMANDS = {
     "presets": Command(list_presets, "the named settings, and the paper's tables and figures they reproduce"),
     "eval": Command(evaluate, "an experiment of the paper on a model, with its figure and numbers; `all` for all"),
     "report": Command(report, "one HTML page on a run and its evaluations, to look at and to hand on"),
+    "compose": Command(compose, "samples of several energies combined: concepts, classes, an energy of your own"),
+    "infer": Command(infer, "the latents, or the class, of an image"),
     "bench": Command(bench, "measure this machine against a plain reference and its own limit"),
     "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),

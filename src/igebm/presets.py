@@ -84,6 +84,10 @@ class Preset:
     raise_gap: float = 0.5
     """how far above counts as far, in units of E"""
 
+    latent_steps: int = 0
+    """chain steps over the latents of each sample, after those over its image: latent sampling in the proposal (section
+    6); 0: samples keep the latents they were started with"""
+
     # Replay buffer
     buffer_size: int = 10_000
     """samples it holds; 0: none, every chain starts afresh"""
@@ -198,6 +202,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "buffer_size": (0, 100_000_000),
     "past": (1, 10_000),
     "candidates": (1, 100_000),
+    "latent_steps": (0, 100_000),
     "temperature": (1e-12, 1e12),
     "restart": (0, 1),
     "buffer_fill": (0, 1),
@@ -306,7 +311,8 @@ _DSPRITES = Preset(
     data="dsprites-position",
     image_size=32,
     width=32,
-    blocks="1d 2d 2d",
+    blocks="1 2d 2d",
+    stem="4x4/2",
     chain_steps=20,
     batch=64,
     buffer_size=2_000,

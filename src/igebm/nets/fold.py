@@ -202,6 +202,11 @@ class Twin:
 
         return E
 
+    def over(self, x: Tensor) -> Energy:
+        """E(x | ·) as a function of the latents y (B, condition) at a fixed x: for chains over the condition."""
+        stopped = lambda y: _map(lambda t: t.to(self.dtype), bind(self.net, y))
+        return lambda y: energy(self.net, self.weights, stopped(y), x)
+
     def _kept(self, e: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """A CUDA graph's results lie where its next run writes: a product asks two energies before it uses either."""
         return (e.clone(), g.clone()) if self._graphs else (e, g)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import diagnostics, samplers
+from .. import diagnostics, inference, samplers
 from ..buffer import Draw
 from ..data import Loader
 from ..data.latents import spread
@@ -26,6 +26,7 @@ from ..files import writable_folder, write_text
 from ..forecast import Forecaster, chain_start
 from ..model import Model, build_kernel
 from ..nets.bound import attached, frozen
+from ..nets.fold import Twin
 from ..nets.layers import power_iteration
 from ..nets.trajectory import TrajectoryPredictor
 from ..objectives import OBJECTIVES, kl, regulariser
@@ -140,6 +141,8 @@ def train_step(
 
     # Sample
     x_neg, x_attached, info = sample(state, draw, device, stop)
+    if p.latent_steps:
+        draw = draw._replace(y=sample_latents(state, x_neg, draw, device))
 
     # Update
     for group in state.optimizer.param_groups:
@@ -236,6 +239,14 @@ def sample(
         recompute=segment_length(through) if p.network == "image" else 1,  # a trajectory's steps are small: keep them
     )
     return end.x.detach(), end.x, info
+
+
+def sample_latents(state: TrainState, x: Tensor, draw: Draw, generator: torch.Generator) -> Tensor:
+    """The latents that samples move on to at their images (an option: latent sampling in the proposal)."""
+    assert isinstance(state.twin, Twin) and isinstance(state.shape, Shape) and draw.y is not None
+    return inference.chain(
+        state.twin.over(x), draw.y, state.shape.latents, state.preset.latent_steps, generator=generator
+    ).detach()
 
 
 def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, info: Info) -> Metrics:

@@ -227,6 +227,8 @@ def settled(preset: Preset, found: Images | Series) -> Preset:
     if isinstance(found, Images) and preset.conditional and not (found.classes or found.latents):
         terminal.say(f"{found.name} has no labels, so the model is unconditional")
         preset = replace(preset, conditional=False)
+    if preset.latent_steps and not (isinstance(found, Images) and found.latents):
+        raise InputError(f"--latent-steps {preset.latent_steps}: {found.name} has no latents; leave it out")
     path = Path(preset.data)
     return replace(preset, data=str(path.resolve())) if path.exists() and preset.data not in NAMES else preset
 

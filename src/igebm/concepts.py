@@ -1,0 +1,171 @@
+"""What `igebm compose` and `igebm infer` do: chains on composed energies (Fig. 9), and latents from an image."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import inference, terminal, terms
+from .circumstances import circumstances
+from .data import quantise
+from .data.decode import DAMAGED, Picture, decode
+from .data.latents import drawn
+from .errors import Fault, InputError
+from .files import writable_folder, write_array, write_json
+from .inputs import open_model
+from .model import Model, batches, build_kernel
+from .report import figures
+from .report.plots import grid, write_png
+from .runtime import Runtime
+from .samplers import run
+from .terms import Term
+
+
+def compose(asked) -> Path:
+    """`igebm compose`: samples.png, samples.npy and compose.json with each term's energy along the way."""
+    start = time.perf_counter()
+    if not asked.terms:
+        raise InputError("give at least one term, such as dsprites-scale=0.8 or digits=3")
+    if asked.n < 1 or asked.batch < 1 or (asked.steps is not None and asked.steps < 0):
+        raise InputError(f"--n {asked.n} --batch {asked.batch} --steps {asked.steps}: give 1, 1 and 0 or more")
+    parsed = [terms.parse(text) for text in asked.terms]
+    models, runtime = open_models(parsed, asked.machine)
+    first = next(iter(models.values()))
+    for term in parsed:  # a wrong value is said before any work
+        energies_of([term], models, 1)
+    said = {name: getattr(asked, name) for name in ("step_size", "noise", "clip") if getattr(asked, name) is not None}
+    kernel = build_kernel(replace(first.preset, **said))
+    steps = first.preset.sample_steps if asked.steps is None else asked.steps
+    out = writable_folder(asked.out or Path("composed"))
+    found = np.empty((asked.n, first.shape.height, first.shape.width, first.shape.channels), np.uint8)
+    ends: list[list[float]] = []
+    with terminal.bar("composing") as screen:
+        for part in batches(asked.n, asked.batch):
+            n = part.stop - part.start
+            Es = energies_of(parsed, models, n)
+            E, step = terms.composed(parsed, Es), kernel
+            if asked.mode == "cyclic":
+                step = terms.cyclic(kernel, [terms.signed(t, F) for t, F in zip(parsed, Es, strict=True)])
+            generator = torch.Generator(first.device).manual_seed(asked.seed + part.start)
+            x = torch.rand((n, *first.shape.image), generator=generator, device=first.device)
+            tell = lambda k, *_, a=part.start, n=n: screen.step(a * steps + k * n, asked.n * steps)
+            end = run(step, E, x, steps, generator, tell)[0].x
+            if not torch.isfinite(end).all():
+                raise Fault("a chain on the composition left the numbers; lower --step-size or the weights")
+            found[part] = quantise(end).permute(0, 2, 3, 1).cpu().numpy()
+            with torch.no_grad():
+                ends.append([F(end).mean().item() for F in Es])
+    write_png(out / "samples.png", grid(found))
+    write_array(out / "samples.npy", found)
+    about = {
+        "terms": [asdict(term) | {"energy": e} for term, e in zip(parsed, np.mean(ends, 0).tolist(), strict=True)],
+        "mode": asked.mode,
+        "n": asked.n,
+        "seed": asked.seed,
+        "chain": {k: getattr(replace(first.preset, **said), k) for k in ("step_size", "noise", "clip")}
+        | {"steps": steps},
+        "seconds": round(time.perf_counter() - start, 1),
+        "machine": circumstances(runtime),
+    }
+    write_json(out / "compose.json", about)
+    terminal.say(f"{asked.n} samples of {len(parsed)} terms by {steps} steps")
+    return out
+
+
+def open_models(parsed: list[Term], machine) -> tuple[dict[str, Model], Runtime]:
+    """Every model that the terms name, once, all of one image shape. Raises InputError otherwise."""
+    names = list(dict.fromkeys(term.source for term in parsed if not term.custom))
+    if not names:
+        raise InputError("give at least one term of a model: it says what images are and how chains step")
+    opened = [open_model(name, machine) for name in names]
+    models = dict(zip(names, (m for m, _ in opened), strict=True))
+    first = opened[0][0]
+    for name, m in models.items():
+        if m.shape.image != first.shape.image:
+            raise InputError(f"{name} is of images {m.shape.image}, {names[0]} of {first.shape.image}: they do not fit")
+    return models, opened[0][1]
+
+
+def energies_of(parsed: list[Term], models: dict[str, Model], n: int) -> list:
+    for term in parsed:
+        if term.custom and term.value:
+            raise InputError(f"{term.source} is a function and takes no value, got {term.value!r}")
+    return [terms.function(t.source) if t.custom else terms.bound(t, models[t.source], n) for t in parsed]
+
+
+def infer(asked) -> Path:
+    """`igebm infer`: infer.json with mean and spread of each latent, latents.npy with every chain's end, infer.png."""
+    start = time.perf_counter()
+    if asked.n < 1 or asked.steps < 1:
+        raise InputError(f"--n {asked.n} --steps {asked.steps}: give at least 1 of each")
+    m, runtime = open_model(asked.model, asked.machine)
+    if not m.conditional:
+        raise InputError(f"{m.name} is unconditional: there is nothing to infer; take one with classes or latents")
+    picture = read_picture(asked.image, m)
+    out = writable_folder(asked.out or Path("inferred") / asked.image.stem)
+    numbers = classes_of(m, picture, out) if m.shape.classes else latents_of(m, picture, asked, out)
+    about = {"model": asked.model, "image": str(asked.image), "seed": asked.seed} | numbers
+    seconds = round(time.perf_counter() - start, 1)
+    write_json(out / "infer.json", about | {"seconds": seconds, "machine": circumstances(runtime)})
+    for line in terminal.pretty(numbers):
+        terminal.say(line)
+    return out
+
+
+def read_picture(path: Path, m: Model) -> np.ndarray:
+    """An image file as one of the model's images, uint8 (1, H, W, C): short side resized, central square cut out."""
+    if not path.is_file():
+        raise InputError(f"no image {path}: give a PNG, JPEG or another picture")
+    if m.shape.height != m.shape.width:
+        raise InputError(f"{m.name} is of images {m.shape.height}x{m.shape.width}; only square ones can be read here")
+    try:
+        return decode(Picture(str(path), lambda: path), m.shape.height, m.shape.channels)[None]
+    except DAMAGED as error:
+        raise InputError(f"{path} cannot be read as a picture: {' '.join(str(error).split())[:120]}") from error
+
+
+def classes_of(m: Model, picture: np.ndarray, out: Path) -> dict:
+    """E(x | y) under every class. The least names the class as far as log Z(y) is the same for all, which training does
+    not promise; so no probabilities are made of them."""
+    k = len(m.shape.classes)
+    e = m.energy(np.repeat(picture, k, 0), np.arange(k)).astype(np.float64)
+    figure, axes = figures.axes()
+    axes[0, 0].barh(list(m.shape.classes), e - e.min())
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set(xlabel="E(x | y) - the least", title=f"least: {m.shape.classes[int(e.argmin())]}")
+    figures.save(figure, out, "infer")
+    return {"least": m.shape.classes[int(e.argmin())], "energies": dict(zip(m.shape.classes, e.tolist(), strict=True))}
+
+
+def latents_of(m: Model, picture: np.ndarray, asked, out: Path) -> dict:
+    """Many chains over the latents, from starts all over their ranges; mean and spread of where they end."""
+    latents = m.shape.latents
+    rng = np.random.default_rng(asked.seed)
+    y = torch.from_numpy(drawn(latents, asked.n, rng)).to(m.device)
+    x = (torch.from_numpy(picture).to(m.device).permute(0, 3, 1, 2).float() + 0.5) / 256
+    E = m.twin.over(x.expand(asked.n, -1, -1, -1))
+    generator = torch.Generator(m.device).manual_seed(asked.seed)
+    with terminal.bar("inferring") as screen:
+        tell = lambda k, *_: screen.step(k, asked.steps)
+        end = inference.chain(E, y, latents, asked.steps, asked.step_size, asked.noise, generator, tell)
+    if not torch.isfinite(end).all():
+        raise Fault("a chain over the latents left the numbers; lower --step-size")
+    with torch.no_grad():
+        e = E(end).float().cpu().numpy()
+    ends = end.cpu().numpy()
+    write_array(out / "latents.npy", ends)
+    figure, axes = figures.axes(len(latents) + 1, size=(3.0, 2.6))
+    axes[0, 0].imshow(picture[0, ..., 0] if picture.shape[-1] == 1 else picture[0], cmap="gray", vmin=0, vmax=255)
+    axes[0, 0].axis("off")
+    for i, (ax, latent) in enumerate(zip(axes[0, 1:], latents, strict=True)):
+        ax.hist(ends[:, i], np.linspace(latent.low, latent.high, 41), density=True)
+        ax.set(xlabel=latent.name, ylabel="density of chains' ends")
+    figures.save(figure, out, "infer")
+    best = ends[int(e.argmin())]
+    table = {
+        latent.name: {"mean": float(ends[:, i].mean()), "std": float(ends[:, i].std()), "least_energy": float(best[i])}
+        for i, latent in enumerate(latents)
+    }
+    return {"chains": asked.n, "steps": asked.steps, "latents": table}

@@ -1,0 +1,54 @@
+"""Latents from an image: chains over the condition of E(x | y) at a fixed x (section 6).
+
+A chain moves z in [0, 1]^d, the latents in shares of their ranges; of an angle, z is the turn itself and has no ends.
+What it samples is exp(-E(x | y) / T) under a uniform prior: the posterior of y as far as log Z(y) is the same for all
+y, which training does not promise.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .data.latents import Latent, on_circle
+from .energy import Energy
+from .samplers import langevin, run
+from .samplers.chain import Record
+
+
+def from_unit(z: Float[Tensor, "b k"], latents: Sequence[Latent]) -> Float[Tensor, "b d"]:
+    """Latents from shares of their ranges; cosine and sine from a turn."""
+    if on_circle(latents):
+        return torch.cat([torch.cos(2 * math.pi * z), torch.sin(2 * math.pi * z)], dim=1)
+    low, high = (z.new_tensor([getattr(latent, end) for latent in latents]) for end in ("low", "high"))
+    return low + z * (high - low)
+
+
+def to_unit(y: Float[Tensor, "b d"], latents: Sequence[Latent]) -> Float[Tensor, "b k"]:
+    """The inverse of `from_unit`, turns in [0, 1)."""
+    if on_circle(latents):
+        return (torch.atan2(y[:, 1:], y[:, :1]) / (2 * math.pi)) % 1.0
+    low, high = (y.new_tensor([getattr(latent, end) for latent in latents]) for end in ("low", "high"))
+    return (y - low) / (high - low)
+
+
+def chain(
+    E: Energy,
+    y: Float[Tensor, "b d"],
+    latents: Sequence[Latent],
+    steps: int,
+    step_size: float = 1.0,
+    noise: float = 0.03,
+    generator: torch.Generator | None = None,
+    record: Record | None = None,
+) -> Float[Tensor, "b d"]:
+    """Langevin steps (eq. 4) over the latents from y, with E a function of them (`Twin.over`). Defaults: the released
+    code's, in units of the ranges."""
+    box = None if on_circle(latents) else (0.0, 1.0)
+    start = to_unit(y, latents)
+    end, _ = run(
+        langevin(step_size, noise, box=box), lambda z: E(from_unit(z, latents)), start, steps, generator, record
+    )
+    return from_unit(end.x, latents)

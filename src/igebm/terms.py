@@ -1,0 +1,132 @@
+"""Terms of a composition as a user types them: `dsprites-scale=0.8`, `not:cifar10-cond-small=dog`, `or:2*RUN=ship`,
+`module:function`; each a factor of one energy (section 6)."""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .compose import mixture, negation, product, tempered
+from .energy import Energy, checked
+from .errors import Fault, InputError
+from .model import Model
+from .samplers import Info, Kernel, State
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term: how it takes part, its weight, what it names, and the value it is bound to ("": none)."""
+
+    part: str
+    """and, not or or"""
+    weight: float
+    source: str
+    value: str = ""
+
+    @property
+    def custom(self) -> bool:
+        """Whether it names a Python function instead of a model."""
+        return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.source) is not None
+
+
+def parse(text: str) -> Term:
+    """[not:|or:][WEIGHT*]MODEL[=VALUE]. Raises InputError."""
+    part, rest = "and", text
+    for word in ("not", "or"):
+        if text.startswith(f"{word}:"):
+            part, rest = word, text.removeprefix(f"{word}:")
+    weight, star, source = rest.partition("*")
+    if not star:
+        weight, source = "1", rest
+    try:
+        number = float(weight)
+    except ValueError:
+        raise InputError(f"{text!r}: the weight {weight!r} before * is not a number") from None
+    if not 0 < number < float("inf"):
+        raise InputError(f"{text!r}: the weight must be above 0, got {weight}; write not: to push away")
+    source, _, value = source.partition("=")
+    if not source:
+        raise InputError(f"{text!r} names no model: write MODEL=VALUE, such as dsprites-scale=0.8 or digits=3")
+    return Term(part, number, source, value)
+
+
+def function(name: str) -> Energy:
+    """The user's own energy `module:function`, a callable (B, C, H, W) -> (B,); the working folder is searched first.
+
+    Raises InputError where there is no such thing, Fault where calling it fails.
+    """
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Callable[[Tensor], Tensor] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"no energy {name}: {error}") from error
+    if not callable(found):
+        raise InputError(f"{name} is not callable: an energy is a function (B, C, H, W) -> (B,)")
+
+    def E(x: Tensor) -> Tensor:
+        try:
+            return checked(found(x), x)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the user's function raises, it is named as theirs
+            raise Fault(f"{name} failed: {type(error).__name__}: {error}") from error
+
+    return E
+
+
+def bound(term: Term, m: Model, n: int) -> Energy:
+    """A term's model with its value bound for n chains. Raises InputError for a value that it does not take."""
+    if not m.conditional:
+        if term.value:
+            raise InputError(f"{m.name} is unconditional and takes no value, got {term.value!r}")
+        return m.given(None)
+    if not term.value:
+        return m.given(None)  # p(x): the condition left open, as for an unlabelled image
+    row = torch.as_tensor(m.condition(term.value), device=m.device)
+    return m.given(row.expand(n, *row.shape))
+
+
+def composed(terms: Sequence[Term], energies: Sequence[Energy]) -> Energy:
+    """E = Σ wᵢ Eᵢ over the plain terms, plus -log Σ wⱼ e^(-Eⱼ) over the or: terms, minus Σ wₖ Eₖ over the not: terms.
+
+    Raises InputError where nothing but not: terms is there: they push away from something, towards nothing.
+    """
+    of = lambda part: [(t.weight, E) for t, E in zip(terms, energies, strict=True) if t.part == part]
+    factors = [weighted(E, w) for w, E in of("and")]
+    if of("or"):
+        weights, Es = zip(*of("or"), strict=True)
+        factors.append(mixture(*Es, weights=weights))
+    if not factors:
+        raise InputError("not: terms alone have no mode: give at least one term without not:")
+    E = product(*factors)
+    for w, F in of("not"):
+        E = negation(E, F, w)
+    return E
+
+
+def signed(term: Term, E: Energy) -> Energy:
+    """The term by itself, for chains that visit one after the other: a not: term pushes away."""
+    return weighted(E, -term.weight if term.part == "not" else term.weight)
+
+
+def weighted(E: Energy, w: float) -> Energy:
+    return E if w == 1 else tempered(E, w)
+
+
+def cyclic(kernel: Kernel, Es: Sequence[Energy]) -> Kernel:
+    """One step of `kernel` on each energy in turn (the released code's combination), instead of one on their sum: the
+    chain wanders between the factors' modes, and its stationary density is none that can be written down."""
+
+    def step(_: Energy, state: State, generator: torch.Generator | None) -> tuple[State, Info]:
+        info = Info()
+        for E in Es:
+            state, info = kernel(E, State(state.x), generator)
+        return state, info
+
+    return step

@@ -1,0 +1,174 @@
+"""Terms of a composition, chains on them, and latents from images: against Gaussians and posteriors that are known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from igebm import inference, terms
+from igebm.cli import main
+from igebm.data.latents import Latent
+from igebm.errors import Fault, InputError
+from igebm.samplers import langevin, run
+
+
+def gaussian(mean: float, precision: float = 1.0):
+    return lambda x: 0.5 * precision * (x - mean).square().flatten(1).sum(1)
+
+
+# What a term means
+
+
+@pytest.mark.parametrize(
+    "text, part, weight, source, value",
+    [
+        ("digits=3", "and", 1.0, "digits", "3"),
+        ("not:0.5*runs/a=dog", "not", 0.5, "runs/a", "dog"),
+        ("or:2*b.safetensors=0.2,0.7", "or", 2.0, "b.safetensors", "0.2,0.7"),
+        ("mine:energy", "and", 1.0, "mine:energy", ""),
+        ("run", "and", 1.0, "run", ""),
+    ],
+)
+def test_a_term_is_read_in_parts(text, part, weight, source, value):
+    term = terms.parse(text)
+    assert (term.part, term.weight, term.source, term.value) == (part, weight, source, value)
+    assert term.custom == (source == "mine:energy")
+
+
+@pytest.mark.parametrize("text", ["x*digits=3", "-1*digits=3", "0*digits", "inf*digits", "=3", "not:", "2*"])
+def test_other_terms_are_refused(text):
+    with pytest.raises(InputError):
+        terms.parse(text)
+
+
+def test_terms_compose_to_the_densities_that_gaussians_give():
+    """Precisions add, weighted; a not: term takes its own away; or: terms are a mixture."""
+    parsed = [terms.parse(t) for t in ("a", "2*b", "not:0.5*c")]
+    E = terms.composed(parsed, [gaussian(0.0), gaussian(3.0), gaussian(-1.0)])
+    # p ∝ N(0, 1) N(3, 1)^2 / N(-1, 1)^0.5: precision 1 + 2 - 0.5, mean (0 + 6 + 0.5) / 2.5
+    x = torch.linspace(-4, 8, 50)[:, None]
+    expected = gaussian(6.5 / 2.5, 2.5)(x)
+    difference = E(x) - expected
+    assert torch.allclose(difference, difference[0].expand(50), atol=1e-4)
+    either = terms.composed([terms.parse("or:a"), terms.parse("or:3*b")], [gaussian(0.0), gaussian(5.0)])
+    assert torch.allclose(either(x), -torch.log(torch.exp(-gaussian(0.0)(x)) + 3 * torch.exp(-gaussian(5.0)(x))))
+
+
+def test_a_composition_of_not_terms_alone_is_refused():
+    with pytest.raises(InputError, match="no mode"):
+        terms.composed([terms.parse("not:a")], [gaussian(0.0)])
+
+
+def test_a_cycle_of_two_gaussians_alternates_between_their_pulls():
+    """Noise-free, with step η on each in turn: the fixed cycle ends at x = (b + (1 - η) a) / (2 - η) after b's turn."""
+    eta, a, b = 0.5, 0.0, 3.0
+    kernel = terms.cyclic(langevin(eta, 0.0), [gaussian(a), gaussian(b)])
+    end, _ = run(kernel, gaussian(0.0), torch.zeros(2, 1), 60)
+    assert end.x == pytest.approx(torch.full((2, 1), (b + (1 - eta) * a) / (2 - eta)))
+
+
+def test_a_function_of_the_users_is_found_checked_and_named_when_it_fails(tmp_path, monkeypatch):
+    (tmp_path / "mine_energy.py").write_text(
+        "def bright(x):\n    return -x.flatten(1).mean(1)\n"
+        "def wrong(x):\n    return x.mean()\n"
+        "def fails(x):\n    raise KeyError('here')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    x = torch.rand(3, 1, 4, 4)
+    assert torch.equal(terms.function("mine_energy:bright")(x), -x.flatten(1).mean(1))
+    with pytest.raises(InputError, match="one number for each item"):
+        terms.function("mine_energy:wrong")(x)
+    with pytest.raises(Fault, match="mine_energy:fails failed: KeyError"):
+        terms.function("mine_energy:fails")(x)
+    with pytest.raises(InputError, match="no energy mine_energy:missing"):
+        terms.function("mine_energy:missing")
+
+
+# Latents from an image
+
+
+def test_units_and_latents_are_each_others_inverse():
+    place, angle = (Latent("a", -1.0, 3.0), Latent("b", 0.5, 1.0)), (Latent("cos", -1.0, 1.0), Latent("sin", -1.0, 1.0))
+    z = torch.rand(100, 2)
+    assert torch.allclose(inference.to_unit(inference.from_unit(z, place), place), z, atol=1e-6)
+    assert inference.from_unit(torch.tensor([[0.25, 1.0]]), place).tolist() == [[0.0, 1.0]]
+    turn = torch.rand(100, 1)
+    assert torch.allclose(inference.to_unit(inference.from_unit(turn, angle), angle), turn, atol=1e-5)
+    assert torch.allclose(inference.from_unit(torch.tensor([[0.25]]), angle), torch.tensor([[0.0, 1.0]]), atol=1e-6)
+
+
+def test_a_chain_over_latents_samples_the_posterior_it_should(generator):
+    """E = k (y - m)² / 2 over a range of 4: in unit steps η, σ the stationary variance is known at a finite step."""
+    latent, k, m = (Latent("a", -1.0, 3.0),), 40.0, 1.5
+    y = torch.full((4000, 1), 0.0)
+    eta, sigma = 2e-4, 0.01
+    end = inference.chain(lambda y: 0.5 * k * (y[:, 0] - m).square(), y, latent, 400, eta, sigma, generator)
+    # In z = (y + 1) / 4 the precision is P = 16 k, and z' = z - η P (z - z₀) + σ ω has variance σ² / (1 - (1 - η P)²).
+    P = 16 * k
+    variance = sigma**2 / (1 - (1 - eta * P) ** 2) * 16
+    assert end.mean().item() == pytest.approx(m, abs=5 * (variance / 4000) ** 0.5)
+    assert end.var().item() == pytest.approx(variance, rel=0.1)
+
+
+# On the command line
+
+
+def test_compose_at_the_command_line_leaves_pictures_numbers_and_energies(tmp_path):
+    out = tmp_path / "out"
+    words = ["compose", "digits=3", "not:0.1*digits=8", "--n", "5", "--steps", "3", "--out", str(out), "--threads", "1"]
+    assert main(words) == 0
+    about = json.loads((out / "compose.json").read_text())
+    assert np.load(out / "samples.npy").shape == (5, 8, 8, 1) and (out / "samples.png").stat().st_size > 0
+    assert [t["part"] for t in about["terms"]] == ["and", "not"] and about["chain"]["steps"] == 3
+
+
+def test_one_term_of_a_composition_is_that_models_own_sample(tmp_path):
+    from igebm import model
+
+    out = tmp_path / "out"
+    main(
+        ["compose", "digits=3", "--n", "4", "--steps", "20", "--out", str(out), "--dtype", "float32", "--threads", "1"]
+    )
+    alone, _ = model.load("digits").sample(4, label="3", steps=20, seed=0)
+    assert np.array_equal(np.load(out / "samples.npy"), alone)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["digits=12"], "unknown label '12'"),
+        (["nothing=3"], "no model 'nothing'"),
+        (["digits=3", "json:dumps=1"], "takes no value"),
+        (["json:dumps"], "at least one term of a model"),
+        ([], "at least one term"),
+    ],
+)
+def test_bad_terms_at_the_command_line_are_one_line(words, said, capsys, tmp_path):
+    assert main(["compose", *words, "--steps", "1", "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert said in err.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+def test_infer_gives_the_energy_under_every_class(tmp_path):
+    from PIL import Image
+
+    from igebm import data, model
+
+    x = data.load("digits", "test").x[:1]
+    Image.fromarray(x[0, ..., 0]).save(tmp_path / "a.png")
+    words = ["infer", "digits", str(tmp_path / "a.png"), "--out", str(tmp_path / "o"), "--dtype", "float32"]
+    assert main(words) == 0
+    about = json.loads((tmp_path / "o" / "infer.json").read_text())
+    m = model.load("digits")
+    expected = [m.energy(x, np.array([k])).item() for k in range(10)]
+    assert list(about["energies"].values()) == pytest.approx(expected, abs=1e-6)
+    assert about["least"] == str(int(np.argmin(expected)))
+
+
+def test_infer_without_a_picture_is_one_line(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    assert main(["infer", "digits", str(tmp_path / "a.png")]) == 2
+    assert "cannot be read as a picture" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["infer", "digits", str(tmp_path / "b.png")]) == 2
+    assert "no image" in capsys.readouterr().err.splitlines()[-1]

@@ -18,42 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from igebm import data, model
-from igebm.data import Images, Loader
+from igebm.data import Images
+from igebm.evaluation.classifier import BATCH, Classifier, probabilities, steps_for, train_classifier
 from igebm.runtime import probe
-
-
-def classifier(images: Images, epochs: float, seed: int = 0) -> nn.Module:
-    """Three 3x3 convolutions with batch norm, global average; one-cycle AdamW; flips for colour images."""
-    torch.manual_seed(seed)
-    c, classes = images.x.shape[-1], len(images.classes)
-    stages = lambda i, o: [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
-    net = nn.Sequential(
-        *stages(c, 32), *stages(32, 64), nn.MaxPool2d(2), *stages(64, 96), nn.MaxPool2d(2), *stages(96, 128),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes),
-    )  # fmt: skip
-    steps, batch = int(epochs * len(images.x) / 128), 128
-    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    load = Loader(images, batch, seed=seed, flip=c == 3, crop=2 if c == 3 else 0)
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        x, y = load(step * batch, generator)
-        loss = F.cross_entropy(net(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return net.eval()
-
-
-@torch.no_grad()
-def probabilities(net: nn.Module, x: np.ndarray) -> np.ndarray:
-    pixels = torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2)
-    return torch.cat([net((p.float() + 0.5) / 256).softmax(1) for p in pixels.split(256)]).numpy()
 
 
 def spread(x: np.ndarray, y: np.ndarray) -> float:
@@ -64,7 +33,7 @@ def spread(x: np.ndarray, y: np.ndarray) -> float:
     )
 
 
-def judge(m: model.Model, net: nn.Module, real: Images, n: int, steps: int, seed: int) -> dict[str, float]:
+def judge(m: model.Model, net: Classifier, real: Images, n: int, steps: int, seed: int) -> dict[str, float]:
     start = time.perf_counter()
     x, y = m.sample(n, steps=steps, seed=seed)
     p = probabilities(net, x)
@@ -96,7 +65,7 @@ def main() -> None:
     runtime = probe()
     first = model.load(asked.models[0], dtype=runtime.dtype)
     train, test = (data.load(first.preset.data, split, data_dir=asked.data_dir) for split in ("train", "test"))
-    net = classifier(train, asked.epochs or (30 if len(train.x) < 10_000 else 8))
+    net = train_classifier(train, int(asked.epochs * len(train.x) / BATCH) or steps_for(train))
     p = probabilities(net, test.x)
     judged = {
         "test_accuracy": round(float((p.argmax(1) == test.y).mean()), 4),

@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from . import __version__, presets
 from .errors import Fault, InputError, unknown
-from .evaluation.settings import EXPERIMENTS, All, Common, Rollout
+from .evaluation.settings import EXPERIMENTS, All, Common, Concepts, Rollout
 from .presets import Machine, Preset
 
 Options = TypeVar("Options")
@@ -171,6 +171,21 @@ class RolloutOf:
     seed: int = 0
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
+
+
+@dataclass(frozen=True)
+class ConceptsOf:
+    """Models that each know one factor of a sprite, combined: concepts.json and concepts.png."""
+
+    options: OmitArgPrefixes[Concepts]
+    machine: OmitArgPrefixes[Machine]
+    models: Positional[tuple[str, ...]]
+    """run folders, .safetensors files or names of `igebm models`, such as dsprites-scale dsprites-position"""
+    out: Path | None = None
+    """folder; default: evaluation/concepts"""
+    seed: int = 0
+    batch: int = 128
+    """chains at a time"""
 
 
 @dataclass(frozen=True)
@@ -450,8 +465,12 @@ def evaluate(args: list[str]) -> int:
         from .commands import rollout
 
         return rollout(parse(RolloutOf, "eval rollout", rest))
+    if name == "concepts":
+        from .commands import concepts
+
+        return concepts(parse(ConceptsOf, "eval concepts", rest))
     if name not in EXPERIMENTS and name != "all":
-        raise unknown("experiment", name, [*EXPERIMENTS, "rollout", "all"])
+        raise unknown("experiment", name, [*EXPERIMENTS, "rollout", "concepts", "all"])
     asked = parse(Evaluate[EXPERIMENTS.get(name, All)], f"eval {name}", rest)
     from .commands import evaluate as run
 
@@ -532,7 +551,7 @@ def _overview(prefix: str = "") -> str:
 
 def _experiments() -> str:
     head = lambda kind: re.split(r" \(| by |: ", " ".join((kind.__doc__ or "").split()))[0].rstrip(".")
-    every = EXPERIMENTS | {"rollout": Rollout, "all": All}
+    every = EXPERIMENTS | {"rollout": Rollout, "concepts": Concepts, "all": All}
     rows = [f"  igebm eval {name:<12} {head(kind)}" for name, kind in every.items()]
     return "\n".join(
         ["usage: igebm eval NAME MODEL [options]", "", *rows, "", "igebm eval NAME --help shows its options"]

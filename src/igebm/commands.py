@@ -223,3 +223,24 @@ def rollout(asked) -> int:
     terminal.say(terminal.table(rows))
     print(out)
     return 0
+
+
+def concepts(asked) -> int:
+    """`igebm eval concepts`: models of a sprite's factors, combined."""
+    from .evaluation import concepts as experiment
+    from .evaluation.work import record_plain
+
+    if not asked.models:
+        raise InputError("give at least one model of a sprite's factor, such as dsprites-scale")
+    if asked.options.n < 1 or asked.batch < 1:
+        raise InputError(f"--n {asked.options.n} --batch {asked.batch}: give at least 1 of each")
+    opened = [open_model(where, asked.machine) for where in asked.models]
+    out = writable_folder(asked.out or Path("evaluation") / "concepts")
+    start = time.perf_counter()
+    with terminal.bar("concepts") as screen:
+        found = experiment.run([m for m, _ in opened], asked.options, out, asked.seed, asked.batch, screen)
+    record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], time.perf_counter() - start)
+    rows = [{"models": row["models"], "of": " + ".join(row["factors"])} | row["errors"] for row in found["rows"]]
+    terminal.say(terminal.table(list(reversed(rows)) + [{"models": 0, "of": "blind guess"} | found["blind"]]))
+    print(out)
+    return 0

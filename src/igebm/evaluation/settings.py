@@ -188,6 +188,16 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Concepts(Sampler):
+    """Concepts that combine (section 6, Fig. 9): samples of one model, of two, ... and the latents read back from them."""
+
+    n: int = 100
+    """sprites that are asked for"""
+    steps: int | None = None
+    """chain steps; default: the first model's sample_steps (released: 20 rounds of the four models)"""
+
+
+@dataclass(frozen=True)
 class All:
     """All experiments, the cheapest first (what is done is skipped, what fails is reported)."""
 

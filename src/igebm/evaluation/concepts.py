@@ -1,7 +1,7 @@
-"""Concepts that combine: chains on the product of energies that each know one factor of a sprite (section 6, Fig. 9)."""
+"""Concepts that combine: chains on the product of energies that each know one factor of a sprite (section 6, Fig.
+9)."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from ..compose import product
 from ..data import quantise
 from ..data.dsprites import CONDITIONS, SHAPES, Sprites, condition, latents, pictures
 from ..errors import Fault, InputError
-from ..model import Model, batches, build_kernel
+from ..model import Model, batches
 from ..report import figures
 from ..samplers import run as run_chain
 from .read_back import angle_error, read_back
 from .settings import Concepts
+from .work import chain_settings
+from .work import kernel as chain_kernel
 
 FACTORS = ("shape", "scale", "position", "rotation")
 """the order in which models are added"""
@@ -35,8 +37,7 @@ def run(models: list[Model], options: Concepts, out: Path, seed: int, batch: int
     z = asked_for(options.n, seed)
     truth = pictures(z, first.shape.height)
     steps = first.preset.sample_steps if options.steps is None else options.steps
-    said = {k: getattr(options, k) for k in ("step_size", "noise", "clip") if getattr(options, k) is not None}
-    kernel = build_kernel(replace(first.preset, **said))
+    kernel = chain_kernel(first, options)
     rows, shown = [], [truth]
     for k in range(1, len(ordered) + 1):
         factors = ordered[:k]
@@ -66,10 +67,7 @@ def run(models: list[Model], options: Concepts, out: Path, seed: int, batch: int
     return {
         "rows": rows,
         "blind": errors(asked_for(options.n, seed + 1), z, list(FACTORS)),
-        "chain": {
-            "steps": steps,
-            **{k: getattr(replace(first.preset, **said), k) for k in ("step_size", "noise", "clip")},
-        },
+        "chain": {"steps": steps} | chain_settings(first, options),
         "names": {m.name: f for f, m in by_factor.items()},
         "figures": ["concepts.png"],
     }

@@ -52,7 +52,7 @@ def _grid() -> Sprites:
 
 
 def _coarse(x: Float32[Tensor, "n s s"], grid: Sprites, size: int) -> tuple[Sprites, np.ndarray]:
-    """‖x - shift(r)‖² = ‖x‖² + ‖r‖² - 2 (x ⋆ r): the shift of the greatest correlation, for each sprite r of the grid."""
+    """‖x - shift(r)‖² = ‖x‖² + ‖r‖² - 2 (x ⋆ r): the shift of greatest correlation, for each sprite r of the grid."""
     drawn = render(*grid, size=size)
     spectrum = torch.fft.rfft2(drawn, s=(2 * size, 2 * size)).conj()
     reach = round(size / 4)  # centres lie within a quarter of the side from the middle

@@ -189,7 +189,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Concepts(Sampler):
-    """Concepts that combine (section 6, Fig. 9): samples of one model, of two, ... and the latents read back from them."""
+    """Concepts that combine (section 6, Fig. 9): samples of one model, of two, ... and the latents read back."""
 
     n: int = 100
     """sprites that are asked for"""

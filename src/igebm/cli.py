@@ -250,6 +250,30 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """A run's numbers in the terminal, with small curves, kept up to date while it trains (Ctrl-C ends it)."""
+
+    run: Positional[Path]
+    """a run folder"""
+    every: float = 5.0
+    """seconds between two looks"""
+    once: bool = False
+    """look once and end"""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Several runs beside each other: a table of their last numbers, the settings that differ, curves."""
+
+    runs: Positional[tuple[Path, ...]]
+    """run folders"""
+    out: Path = Path("compared")
+    """folder for compare.json, compare.png and compare.pdf"""
+    json: bool = False
+    """the table as JSON"""
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure this machine: speed of chain and training against a plain reference and the machine's own limit."""
 
@@ -501,6 +525,22 @@ def infer(args: list[str]) -> int:
     return 0
 
 
+def watch(args: list[str]) -> int:
+    asked = parse(Watch, "watch", args)
+    from .follow import watch as run
+
+    run(asked.run, asked.every, asked.once)
+    return 0
+
+
+def compare(args: list[str]) -> int:
+    asked = parse(Compare, "compare", args)
+    from .follow import compare as run
+
+    run(list(asked.runs), asked.out, asked.json)
+    return 0
+
+
 def bench(args: list[str]) -> int:
     asked = parse(Bench, "bench", args)
     from .benchmarks.speed import bench as run
@@ -527,6 +567,8 @@ COMMANDS = {
     "presets": Command(list_presets, "the named settings, and the paper's tables and figures they reproduce"),
     "eval": Command(evaluate, "an experiment of the paper on a model, with its figure and numbers; `all` for all"),
     "report": Command(report, "one HTML page on a run and its evaluations, to look at and to hand on"),
+    "watch": Command(watch, "a run's numbers in the terminal, kept up to date"),
+    "compare": Command(compare, "several runs beside each other: numbers, settings, curves"),
     "compose": Command(compose, "samples of several energies combined: concepts, classes, an energy of your own"),
     "infer": Command(infer, "the latents, or the class, of an image"),
     "bench": Command(bench, "measure this machine against a plain reference and its own limit"),

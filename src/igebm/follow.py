@@ -1,0 +1,140 @@
+"""What `igebm watch` and `igebm compare` do: look at a run's numbers while it goes on, or at several runs beside each
+other."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from . import presets, terminal
+from .errors import InputError
+from .files import writable_folder, write_json
+from .report.found import Log, read_log
+
+SHOWN = ("e_pos", "e_neg", "gap", "gradient", "chain_gradient", "clipped_chain", "clipped_weights", "saturated", "loss")
+"""what is drawn, as far as a run has it"""
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def watch(folder: Path, every: float, once: bool) -> None:
+    """Print a run's state, anew each `every` seconds until it is done; once where stdout is no terminal."""
+    if every <= 0:
+        raise InputError(f"--every {every:g}: give a number of seconds above 0")
+    settings = settings_of(folder)
+    if once or not sys.stdout.isatty():
+        print("\n".join(screen(folder, settings, read(folder))))
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            log = read(folder)
+            live.update(Text("\n".join(screen(folder, settings, log))), refresh=True)
+            if log.entries and log.entries[-1]["step"] >= settings.get("steps", math.inf):
+                return
+            time.sleep(every)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    path = folder / "preset.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is no run folder (it has no preset.json); give one that igebm train has made")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error})") from error
+
+
+def read(folder: Path) -> Log:
+    return read_log(folder / "metrics.jsonl", [])
+
+
+def screen(folder: Path, settings: dict[str, Any], log: Log) -> list[str]:
+    """The state as lines: how far it is, each number now and over the run, and what went wrong."""
+    if not log.entries:
+        return [f"{folder}: no metrics yet"]
+    last, total = log.entries[-1], settings.get("steps")
+    head = f"{folder}: step {last['step']} of {total}"
+    seconds = [(e["step"], e["seconds"]) for e in log.entries[-50:] if isinstance(e.get("seconds"), int | float)]
+    if len(seconds) > 1 and seconds[-1][0] > seconds[0][0] and seconds[-1][1] > seconds[0][1]:
+        each = (seconds[-1][1] - seconds[0][1]) / (seconds[-1][0] - seconds[0][0])
+        left = f", {terminal.clock(each * max(0, total - last['step']))} left" if isinstance(total, int) else ""
+        head += f", {each:.3g} s each{left}"
+    names = [name for name in SHOWN if isinstance(last.get(name), int | float)]
+    wide = max((len(name) for name in names), default=0)
+    lines = [head] + [
+        f"  {name:<{wide}}  {last[name]:>11.4g}  {sparkline([e.get(name) for e in log.entries])}" for name in names
+    ]
+    lines += [f"  went back at step {r.diverged_at} to {r.back_to}: {r.cause}" for r in log.rollbacks]
+    return lines
+
+
+def sparkline(values: Iterable[Any], width: int = 48) -> str:
+    """Numbers as bars between their least and greatest, `width` of them at most, each the mean of its share."""
+    numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    if not numbers:
+        return ""
+    count = min(width, len(numbers))
+    cuts = [round(i * len(numbers) / count) for i in range(count + 1)]
+    means = [sum(numbers[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    low, high = min(means), max(means)
+    share = [(m - low) / (high - low) if high > low else 0.5 for m in means]
+    return "".join(BARS[min(len(BARS) - 1, int(s * len(BARS)))] for s in share)
+
+
+def compare(folders: list[Path], out: Path, as_json: bool) -> None:
+    """Print a table of several runs (last numbers, settings that differ) and draw their curves over each other."""
+    if len(folders) < 2:
+        raise InputError("give at least two run folders to compare")
+    every = [settings_of(folder) for folder in folders]
+    logs = [read(folder) for folder in folders]
+    rows = [row(folder, log) for folder, log in zip(folders, logs, strict=True)]
+    differing = {
+        presets.flag(name): [settings.get(name) for settings in every]
+        for name in dict.fromkeys(name for settings in every for name in settings)
+        if len({json.dumps(settings.get(name)) for settings in every}) > 1
+    }
+    if as_json:
+        print(json.dumps({"runs": rows, "differing": differing}, indent=2))
+    else:
+        print(terminal.table(rows))
+        print("\nsettings that differ:" if differing else "\nthe settings are the same")
+        if differing:
+            print(
+                terminal.table([{"": f} | dict(zip(map(str, folders), v, strict=True)) for f, v in differing.items()])
+            )
+    writable_folder(out)
+    write_json(out / "compare.json", {"runs": rows, "differing": differing})
+    draw(folders, logs, out)
+    terminal.say(f"curves in {out / 'compare.png'}")
+
+
+def row(folder: Path, log: Log) -> dict[str, Any]:
+    """A run's last logged numbers, each averaged over the last tenth of its entries."""
+    tail = log.entries[-max(1, len(log.entries) // 10) :]
+    mean = lambda name: [e[name] for e in tail if isinstance(e.get(name), int | float) and math.isfinite(e[name])]
+    numbers = {name: float(f"{sum(v) / len(v):.4g}") for name in SHOWN if (v := mean(name))}
+    step = log.entries[-1]["step"] if log.entries else 0
+    return {"run": str(folder), "step": step, "seconds": log.seconds, "rollbacks": len(log.rollbacks)} | numbers
+
+
+def draw(folders: list[Path], logs: list[Log], out: Path) -> None:
+    """One panel a number, one line a run."""
+    from .report import figures
+
+    names = [name for name in SHOWN if any(name in e for log in logs for e in log.entries[-1:])]
+    columns = min(3, max(1, len(names)))
+    figure, axes = figures.axes(columns, max(1, math.ceil(len(names) / columns)), (3.6, 2.4))
+    for ax, name in zip(axes.flat, names, strict=False):
+        for folder, log in zip(folders, logs, strict=True):
+            points = [(e["step"], e[name]) for e in log.entries if isinstance(e.get(name), int | float)]
+            ax.plot([p[0] for p in points], [p[1] for p in points], linewidth=0.9, label=str(folder))
+        ax.set(title=name, xlabel="iteration")
+    for ax in axes.flat[len(names) :]:
+        ax.axis("off")
+    axes.flat[0].legend(fontsize=6)
+    figures.save(figure, out, "compare")

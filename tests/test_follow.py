@@ -1,0 +1,48 @@
+"""Watching a run and comparing runs, on logs whose numbers are known."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from igebm import follow
+from igebm.cli import main
+
+
+def run_folder(path: Path, steps: int, slope: float, lr: float) -> Path:
+    path.mkdir()
+    (path / "preset.json").write_text(json.dumps({"settings": {"steps": 100, "lr": lr, "batch": 8}}))
+    lines = [{"step": 10 * i, "gap": slope * i, "e_pos": 1.0, "seconds": 2.0 * i} for i in range(1, steps // 10 + 1)]
+    lines.insert(3, {"event": "rollback", "diverged_at": 35, "cause": "the loss is not finite", "back_to": 30})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_sparkline_rises_with_its_numbers():
+    assert follow.sparkline(range(8)) == "▁▂▃▄▅▆▇█"
+    assert follow.sparkline([5, 5]) == "▅▅" and follow.sparkline([None, float("nan")]) == ""
+    assert follow.sparkline(range(1000), width=4) == "▁▃▆█"  # means 124.5, 374.5, 624.5, 874.5
+
+
+def test_watch_tells_step_rate_time_left_and_rollbacks(tmp_path, capsys):
+    assert main(["watch", str(run_folder(tmp_path / "a", 50, 1.0, 0.1))]) == 0
+    shown = capsys.readouterr().out
+    # 10 steps in 2 seconds, 50 left: 10 seconds.
+    assert "step 50 of 100, 0.2 s each, 0:10 left" in shown
+    assert "went back at step 35 to 30: the loss is not finite" in shown
+
+
+def test_compare_shows_last_numbers_and_what_differs(tmp_path, capsys):
+    a, b = run_folder(tmp_path / "a", 50, 1.0, 0.1), run_folder(tmp_path / "b", 30, -1.0, 0.2)
+    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["gap"] for row in found["runs"]] == [5.0, -3.0] and [row["step"] for row in found["runs"]] == [50, 30]
+    assert found["differing"] == {"--lr": [0.1, 0.2]}
+    assert (tmp_path / "out" / "compare.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("words", [["watch", "nowhere"], ["compare", "nowhere", "either"], ["compare", "nowhere"]])
+def test_folders_that_hold_no_run_are_one_line(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from . import __version__, presets
+from .baselines import settings as baselines
 from .errors import Fault, InputError, unknown
 from .evaluation.settings import EXPERIMENTS, All, Common, Rollout
 from .presets import Machine, Preset
@@ -181,6 +182,31 @@ class Report:
     """a run folder, or the evaluation folder of a model that has none (evaluation/MODEL)"""
     out: Path | None = None
     """the page; default: report.html in the folder"""
+
+
+@dataclass(frozen=True)
+class BaselineOf:
+    """Train a model with a likelihood, to compare an energy with (Table 2): Glow or PixelCNN++, on the same data.
+
+    Leaves in its folder: metrics.jsonl, checkpoint.pt (for --resume) and model.safetensors (the averaged weights, with
+    settings, origin and bits per dimension on train and test).
+    """
+
+    settings: OmitArgPrefixes[baselines.Settings]
+    kind: Positional[str] = ""
+    """glow (needs pip install 'igebm[baselines]') or pixelcnn"""
+    out: Path | None = None
+    """run folder; default: the next free runs/KIND-DATA"""
+    resume: Path | None = None
+    """go on with the run in this folder; --steps is the total"""
+    device: str = "auto"
+    """cpu, cuda or cuda:N"""
+    threads: int = 0
+    """CPU threads; 0: as many as there are cores"""
+    data_dir: Path | None = None
+    """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
+    skip_bad: bool = False
+    """leave out images that cannot be read, instead of refusing the folder"""
 
 
 @dataclass(frozen=True)
@@ -415,6 +441,38 @@ def report(args: list[str]) -> int:
     return 0
 
 
+def baseline(args: list[str]) -> int:
+    ask = lambda settings: parse(BaselineOf, "baseline", args, BaselineOf(settings))
+    kind = ask(baselines.Settings()).kind
+    if kind not in baselines.DEFAULTS:
+        raise unknown("baseline", kind, baselines.DEFAULTS)
+    asked = ask(baselines.DEFAULTS[kind])  # once more, with the defaults of the kind that was named
+    machine = Machine(asked.device, "float32", "off", asked.threads)
+    if asked.resume is not None and asked.out is not None:
+        raise InputError("--out does not go with --resume, which goes on in the folder it names")
+    from .baselines.train import new, resume
+
+    if asked.resume is None:
+        trained, outcome, folder = new(kind, asked.settings, machine, asked.out, asked.data_dir, asked.skip_bad)
+    else:
+        again = lambda had: ask(replace(had, minutes=0.0)).settings  # a time limit was for the session it was given to
+        trained, outcome, folder = resume(kind, asked.resume, again, machine, asked.data_dir, asked.skip_bad)
+    return _baseline_ended(trained, outcome, folder)
+
+
+def _baseline_ended(trained: Any, outcome: Any, folder: Path) -> int:
+    from .terminal import clock, say
+
+    if outcome.reason == "interrupted":
+        go_on = f"igebm baseline {trained.kind} --resume {folder}"
+        say(f"interrupted at step {outcome.step}, saved; go on with: {go_on}")
+        return 130
+    bits = ", ".join(f"{b:.3f} on {split}" for split, b in trained.facts["bits_per_dim"].items() if b is not None)
+    say(f"step {outcome.step} after {clock(trained.facts['seconds'])}; bits per dimension: {bits}")
+    print(folder)
+    return 0
+
+
 def bench(args: list[str]) -> int:
     asked = parse(Bench, "bench", args)
     from .benchmarks.speed import bench as run
@@ -441,6 +499,7 @@ COMMANDS = {
     "presets": Command(list_presets, "the named settings, and the paper's tables and figures they reproduce"),
     "eval": Command(evaluate, "an experiment of the paper on a model, with its figure and numbers; `all` for all"),
     "report": Command(report, "one HTML page on a run and its evaluations, to look at and to hand on"),
+    "baseline": Command(baseline, "train Glow or PixelCNN++ on the same data, to compare with (Table 2)"),
     "bench": Command(bench, "measure this machine against a plain reference and its own limit"),
     "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),

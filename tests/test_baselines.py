@@ -23,8 +23,8 @@ from igebm.baselines.settings import Settings
 from igebm.cli import main
 from igebm.data import Images, Loader
 from igebm.errors import Fault, InputError
-from igebm.model import Shape
 from igebm.runtime import probe
+from igebm.shapes import Shape
 
 HAS_NORMFLOWS = find_spec("normflows") is not None
 needs_normflows = pytest.mark.skipif(not HAS_NORMFLOWS, reason="needs pip install 'igebm[baselines]'")

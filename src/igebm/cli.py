@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from . import __version__, presets
+from .baselines import settings as baselines
 from .errors import Fault, InputError, unknown
 from .evaluation.settings import EXPERIMENTS, All, Common, Concepts, Rollout
 from .presets import Machine, Preset
@@ -271,6 +272,31 @@ class Compare:
     """folder for compare.json, compare.png and compare.pdf"""
     json: bool = False
     """the table as JSON"""
+
+
+@dataclass(frozen=True)
+class BaselineOf:
+    """Train a model with a likelihood, to compare an energy with (Table 2): Glow or PixelCNN++, on the same data.
+
+    Leaves in its folder: metrics.jsonl, checkpoint.pt (for --resume) and model.safetensors (the averaged weights, with
+    settings, origin and bits per dimension on train and test).
+    """
+
+    settings: OmitArgPrefixes[baselines.Settings]
+    kind: Positional[str] = ""
+    """glow (needs pip install 'igebm[baselines]') or pixelcnn"""
+    out: Path | None = None
+    """run folder; default: the next free runs/KIND-DATA"""
+    resume: Path | None = None
+    """go on with the run in this folder; --steps is the total"""
+    device: str = "auto"
+    """cpu, cuda or cuda:N"""
+    threads: int = 0
+    """CPU threads; 0: as many as there are cores"""
+    data_dir: Path | None = None
+    """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
+    skip_bad: bool = False
+    """leave out images that cannot be read, instead of refusing the folder"""
 
 
 @dataclass(frozen=True)
@@ -538,6 +564,37 @@ def compare(args: list[str]) -> int:
     from .follow import compare as run
 
     run(list(asked.runs), asked.out, asked.json)
+
+
+def baseline(args: list[str]) -> int:
+    ask = lambda settings: parse(BaselineOf, "baseline", args, BaselineOf(settings))
+    kind = ask(baselines.Settings()).kind
+    if kind not in baselines.DEFAULTS:
+        raise unknown("baseline", kind, baselines.DEFAULTS)
+    asked = ask(baselines.DEFAULTS[kind])  # once more, with the defaults of the kind that was named
+    machine = Machine(asked.device, "float32", "off", asked.threads)
+    if asked.resume is not None and asked.out is not None:
+        raise InputError("--out does not go with --resume, which goes on in the folder it names")
+    from .baselines.train import new, resume
+
+    if asked.resume is None:
+        trained, outcome, folder = new(kind, asked.settings, machine, asked.out, asked.data_dir, asked.skip_bad)
+    else:
+        again = lambda had: ask(replace(had, minutes=0.0)).settings  # a time limit was for the session it was given to
+        trained, outcome, folder = resume(kind, asked.resume, again, machine, asked.data_dir, asked.skip_bad)
+    return _baseline_ended(trained, outcome, folder)
+
+
+def _baseline_ended(trained: Any, outcome: Any, folder: Path) -> int:
+    from .terminal import clock, say
+
+    if outcome.reason == "interrupted":
+        go_on = f"igebm baseline {trained.kind} --resume {folder}"
+        say(f"interrupted at step {outcome.step}, saved; go on with: {go_on}")
+        return 130
+    bits = ", ".join(f"{b:.3f} on {split}" for split, b in trained.facts["bits_per_dim"].items() if b is not None)
+    say(f"step {outcome.step} after {clock(trained.facts['seconds'])}; bits per dimension: {bits}")
+    print(folder)
     return 0
 
 
@@ -571,6 +628,7 @@ COMMANDS = {
     "compare": Command(compare, "several runs beside each other: numbers, settings, curves"),
     "compose": Command(compose, "samples of several energies combined: concepts, classes, an energy of your own"),
     "infer": Command(infer, "the latents, or the class, of an image"),
+    "baseline": Command(baseline, "train Glow or PixelCNN++ on the same data, to compare with (Table 2)"),
     "bench": Command(bench, "measure this machine against a plain reference and its own limit"),
     "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),

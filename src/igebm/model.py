@@ -258,6 +258,8 @@ def load(
     """
     path = find(where)
     tensors, about = read(path)
+    if "baseline" in about:
+        raise InputError(f"{path} is a baseline ({about['baseline']}), which has a likelihood and no energy to sample")
     preset = presets.from_dict(about["settings"])
     shape = shape_from_dict(about, path)
     if not isinstance(shape, Shape):

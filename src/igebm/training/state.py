@@ -182,7 +182,9 @@ def read_checkpoint(
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_archive(path: Path) -> Any:
+    """What torch.save wrote, its checksums tested; no code in it is run. Raises InputError where it is damaged or
+    something else."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -193,6 +195,11 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     if saved is None:
         raise InputError(f"{path} is damaged (part {damaged} fails its checksum)")
+    return saved
+
+
+def _read(path: Path) -> dict[str, Any]:
+    saved = read_archive(path)
     wanted = ("settings", "shape", "classes", "net", "averages", "optimizer", "buffer", "counters", "runtime", "facts")
     missing = [key for key in wanted if key not in saved] if isinstance(saved, dict) else wanted
     if not missing:

@@ -564,6 +564,7 @@ def compare(args: list[str]) -> int:
     from .follow import compare as run
 
     run(list(asked.runs), asked.out, asked.json)
+    return 0
 
 
 def baseline(args: list[str]) -> int:

@@ -361,12 +361,14 @@ def train(args: list[str]) -> int:
     asked = _parse_train(args, presets.named(asked.preset))
     if asked.dry_run:
         return _dry_run(asked)
+    from . import ranks
     from .training.run import new
 
-    outcome, folder = new(
-        asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
-    )
-    return _ended(outcome, folder)
+    with ranks.together():
+        outcome, folder = new(
+            asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
+        )
+        return _ended(outcome, folder)
 
 
 def _parse_train(args: list[str], settings: Preset) -> Train:
@@ -382,15 +384,18 @@ def _resume(asked: Train, args: list[str]) -> int:
         )
     if asked.preset != presets.DEFAULT:
         raise InputError(f"--resume takes its settings from {asked.resume}; leave out {asked.preset!r}")
+    from . import ranks
     from .training.run import resume
 
     assert asked.resume is not None
     # A time limit was for the session that it was given to.
     ask = lambda had: _parse_train(args, replace(had, minutes=0.0)).settings
-    return _ended(*resume(asked.resume, ask, asked.machine, asked.data_dir, asked.skip_bad))
+    with ranks.together():
+        return _ended(*resume(asked.resume, ask, asked.machine, asked.data_dir, asked.skip_bad))
 
 
 def _ended(outcome: Any, folder: Path) -> int:
+    from . import ranks
     from .terminal import clock, say
 
     if outcome.reason == "interrupted":
@@ -401,7 +406,8 @@ def _ended(outcome: Any, folder: Path) -> int:
         f"{ended} {outcome.step} after {clock(outcome.seconds)}; pictures in {folder / 'samples'}; next: igebm "
         f"sample {folder}"
     )
-    print(folder)
+    if ranks.rank() == 0:
+        print(folder)
     return 0
 
 
@@ -693,7 +699,8 @@ def one_line(panel: str) -> str:
 def _fail(code: int, message: str) -> int:
     from .terminal import say
 
-    say("igebm: " + " ".join(message.split()))
+    # A mistake is every process's, and said once; a fault may be one's alone.
+    say("igebm: " + " ".join(message.split()), always=code == 1)
     return code
 
 

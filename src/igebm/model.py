@@ -5,7 +5,7 @@ Everything beyond training stands on this module: the command line, evaluation, 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,6 +26,7 @@ from .nets.fold import Twin
 from .nets.image import ImageEnergy, smallest_image
 from .nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
 from .presets import Preset
+from .ranks import batches
 from .samplers import Kernel, langevin, mppi, run
 from .shapes import SeriesShape, Shape
 from .shapes import from_dict as shape_from_dict
@@ -341,8 +342,3 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
-
-
-def batches(n: int, size: int) -> Iterator[slice]:
-    """The slices that cut n items into batches of at most `size`."""
-    return (slice(a, min(n, a + size)) for a in range(0, n, size))

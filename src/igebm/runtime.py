@@ -77,9 +77,11 @@ def probe(
 def _device(asked: str) -> tuple[torch.device, str]:
     if asked == "auto":
         if torch.cuda.is_available():
-            fault = _cuda_fault(torch.device("cuda:0"))
+            # Of several processes on one machine each takes its own.
+            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            fault = _cuda_fault(where)
             if fault is None:
-                return torch.device("cuda:0"), f"GPU {torch.cuda.get_device_name(0)}"
+                return where, f"GPU {torch.cuda.get_device_name(where)}"
             return torch.device("cpu"), f"CPU, since the GPU cannot be used ({fault})"
         return torch.device("cpu"), "CPU (no GPU found)"
     kind, _, index = asked.partition(":")
@@ -118,6 +120,7 @@ def _threads(asked: int) -> int:
     """As many as the cores that this process may use: OpenMP's threads wait by spinning, so that one too many stalls
     all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if asked < 0:
         raise InputError(f"--threads {asked}: give a positive number (0: as many as there are cores)")
     return asked or max(1, min(cores, _cgroup_cores() or cores))

@@ -3,6 +3,7 @@
 Where stderr is no terminal there is no bar, no colour and no carriage return, but a line now and then.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +21,14 @@ class Screen(NamedTuple):
     step: Step
 
 
-def say(line: str) -> None:
-    """One line to stderr, whatever its encoding can show."""
+ALONE = int(os.environ.get("RANK", "0")) == 0
+"""of several processes at one job the first alone speaks"""
+
+
+def say(line: str, always: bool = False) -> None:
+    """One line to stderr, whatever its encoding can show; of several processes by the first, or `always`."""
     stream = sys.stderr
-    if stream is None:
+    if stream is None or not (ALONE or always):
         return
     encoding = getattr(stream, "encoding", None) or "ascii"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
@@ -32,7 +37,7 @@ def say(line: str) -> None:
 @contextmanager
 def bar(what: str, every: float = 10.0) -> Iterator[Screen]:
     """A progress bar with rate and time left; without a terminal a line at most each `every` seconds."""
-    if sys.stderr is not None and sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty() and ALONE:
         with _rich_bar(what) as screen:
             yield screen
     else:

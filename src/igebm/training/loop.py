@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import diagnostics, inference, samplers
+from .. import diagnostics, inference, ranks, samplers
 from ..buffer import Draw
 from ..data import Loader
 from ..data.latents import spread
@@ -34,7 +34,7 @@ from ..report.plots import by_class, grid, write_png
 from ..runtime import Runtime
 from ..samplers.chain import Info, segment_length
 from ..shapes import Shape
-from . import ema, guard, optim
+from . import distributed, ema, guard, optim
 from .guard import Divergence, Guard
 from .state import (
     MODEL,
@@ -53,6 +53,10 @@ Metrics = dict[str, int | float]
 
 ROLLBACKS = 3
 """how often a run goes back before it gives up"""
+
+
+def never() -> bool:
+    return False
 
 
 class Stopped(Exception):
@@ -85,13 +89,18 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
     p, guarding = state.preset, Guard(state.preset.gap_limit)
     for name in ("samples", "snapshots"):
         writable_folder(folder / name)
-    log = open_log(folder, state.step)
+    # Several processes stop between iterations, all at the same one; the first alone writes.
+    alone, first = ranks.size() == 1, ranks.rank() == 0
+    log = open_log(folder if first else None, state.step)
     start, reason, saved = time.perf_counter(), "done", state.step if (folder / MODEL).exists() else -1
     with log:
         while state.step < p.steps:
             # Draw, sample, update, average
             try:
-                metrics = train_step(state, loader, guarding, watcher.stop)
+                metrics = train_step(state, loader, guarding, watcher.stop if alone else never)
+                if not alone and ranks.agree(watcher.stop()):
+                    reason = "interrupted"
+                    break
             except Stopped:
                 reason = "interrupted"
                 break
@@ -106,7 +115,7 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
             watcher.report(metrics | {"seconds": seconds})
             if state.step % p.log_every == 0:
                 write_line(log, metrics | {"seconds": round(seconds, 2)})
-            if state.step % p.grid_every == 0:
+            if state.step % p.grid_every == 0 and first:
                 write_grid(folder / "samples" / f"{state.step:07d}.png", state)
 
             # Snapshot
@@ -116,7 +125,7 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
             # Checkpoint: only what is worth going back to
             if state.step % p.save_every == 0 and guarding.healthy:
                 saved = save_all(folder, state, runtime, log)
-            if p.minutes and seconds > 60 * p.minutes:
+            if p.minutes and ranks.agree(seconds > 60 * p.minutes):
                 reason = "minutes"
                 break
     if saved != state.step:
@@ -154,6 +163,7 @@ def train_step(
         loss = loss + p.kl_weight * kl(frozen(net, draw.y)(x_attached))
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    distributed.average_gradients(net)
     metrics = measure(state, e_pos, e_neg, loss, x_neg, info)
     guarding.check(state.step + 1, metrics)
     metrics["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, p.sigma_clip).item()
@@ -169,7 +179,8 @@ def train_step(
 
 
 def counted(state: TrainState, images: int) -> Metrics:
-    """One more iteration, on so many data."""
+    """One more iteration, on so many data in each process."""
+    images *= ranks.size()
     state.step, state.seen = state.step + 1, state.seen + images
     return {"step": state.step, "seen": state.seen}
 
@@ -182,7 +193,10 @@ def regression_step(
     loss = F.mse_loss(net(y), x)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    metrics = {"loss": loss.item(), "gradient": gradient_norm(net).item()}
+    distributed.average_gradients(net)
+    numbers = torch.stack([loss.detach(), gradient_norm(net)])
+    ranks.mean_([numbers])
+    metrics: Metrics = dict(zip(("loss", "gradient"), numbers.tolist(), strict=True))
     guarding.check(state.step + 1, metrics)
     metrics["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, state.preset.sigma_clip).item()
     state.optimizer.step()
@@ -263,7 +277,9 @@ def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg
         numbers["clipped_chain"] = diagnostics.clipped_share(info.g.detach(), state.preset.clip)
     if state.preset.network == "image":
         numbers["saturated"] = diagnostics.saturated_share(x_neg)
-    values = torch.stack([v.detach().float() for v in numbers.values()]).tolist()  # one transfer from the device
+    stacked = torch.stack([v.detach().float() for v in numbers.values()])
+    ranks.mean_([stacked])
+    values = stacked.tolist()  # one transfer from the device
     settings = {"chain_steps": state.chain_steps, "lr": state.optimizer.param_groups[0]["lr"]}
     return dict(zip(numbers, values, strict=True)) | settings
 
@@ -293,7 +309,8 @@ def roll_back(state: TrainState, fault: Divergence, folder: Path, log, watcher: 
         saved = read_checkpoint(folder, watcher.say, "latest" if rollbacks == 1 else "previous")
     except InputError as none:
         raise Fault(f"{fault}; there is no checkpoint yet to go back to") from none
-    if saved["file"] == PREVIOUS:
+    ranks.wait()  # all have read before one of them moves files
+    if saved["file"] == PREVIOUS and ranks.rank() == 0:
         promote_previous(folder)
     restore(state, saved, folder)
     state.rollbacks = rollbacks
@@ -306,9 +323,11 @@ def roll_back(state: TrainState, fault: Divergence, folder: Path, log, watcher: 
 # What a run leaves in its folder
 
 
-def open_log(folder: Path, step: int):
+def open_log(folder: Path | None, step: int):
     """metrics.jsonl, opened to go on after `step`: lines of a run that went further than its last checkpoint are
-    dropped."""
+    dropped. Without a folder (a process that is not the first) what is written goes nowhere."""
+    if folder is None:
+        return open(os.devnull, "a", encoding="utf-8")
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     kept = []
@@ -338,7 +357,8 @@ def write_line(log, entry: dict[str, Any]) -> None:
 def save_all(folder: Path, state: TrainState, runtime: Runtime, log) -> int:
     """Checkpoint and model; the log reaches the disk before the checkpoint that counts on it. Returns the step
     saved."""
-    os.fsync(log.fileno()) if not log.closed else None
+    if ranks.rank() == 0 and not log.closed:
+        os.fsync(log.fileno())
     save_checkpoint(folder, state, runtime)
     save_model(folder / MODEL, state)
     return state.step

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__, data, forecast, model, presets, terminal
+from .. import __version__, data, forecast, model, presets, ranks, terminal
 from ..data import Images, Loader
 from ..data.named import NAMES
 from ..data.series import Series, Windows, statistics
@@ -55,14 +55,15 @@ def new(
     # Refused before the folder is made: a network or crops that do not fit the images.
     model.build_net(preset, shape)
     loader = open_loader(preset, images, runtime)
-    folder = new_folder(Path("runs") / name) if out is None else writable_folder(out)
+    folder = open_folder(name, out)
     with alone(folder):
-        holds_no_run(folder)  # once more, now that nobody else can start one here
+        if ranks.rank() == 0:
+            holds_no_run(folder)  # once more, now that nobody else can start one here
         facts = {"preset": name, "seed": preset.seed, "data": fingerprint(images)}
         state = states.start(preset, shape, runtime, facts)
         if source is not None:
             states.init_from(state, source)
-        write_json(folder / "preset.json", describe(state, runtime))
+        write_preset(folder, state, runtime)
         states.save_checkpoint(folder, state, runtime)  # something to go back to from the first step on
         return finish(state, loader, folder, runtime), folder
 
@@ -101,14 +102,15 @@ def resume(
         check_data(state, images, folder)
         loader = open_loader(preset, images, runtime)
         states.restore(state, saved, folder / saved["file"])
-        if saved["file"] == states.PREVIOUS:
+        ranks.wait()  # all have read before one of them moves files
+        if saved["file"] == states.PREVIOUS and ranks.rank() == 0:
             states.promote_previous(folder)
         for name, (a, b) in changes.items():
             terminal.say(f"changed on resuming: {presets.flag(name)} {a} -> {b}")
             if name == "chain_steps":
                 state.chain_steps = preset.chain_steps
         terminal.say(f"going on with {folder} from step {step}")
-        write_json(folder / "preset.json", describe(state, runtime))
+        write_preset(folder, state, runtime)
         return finish(state, loader, folder, runtime), folder
 
 
@@ -126,7 +128,7 @@ def finish(state: TrainState, loader: Loader | Windows, folder: Path, runtime: R
         with terminal.bar("training") as screen:
             report = lambda m: screen.step(m["step"], steps, shown(m))
             outcome = train(state, loader, folder, runtime, Watcher(screen.say, report, stop))
-        if outcome.reason != "interrupted" and state.step > 0:
+        if outcome.reason != "interrupted" and state.step > 0 and ranks.rank() == 0:
             with terminal.bar("rollouts" if isinstance(loader, Windows) else "samples from noise") as screen:
 
                 def progress(done: int, total: int) -> None:
@@ -171,8 +173,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process a run folder. The lock goes with the process, however it ends; what a killed one left half-written
-    goes."""
+    """One process a run folder (of several at one job, the first). The lock goes with the process, however it ends;
+    what a killed one left half-written goes."""
+    if ranks.rank() > 0:
+        yield
+        return
     with open(folder / ".lock", "a") as lock:
         try:
             import fcntl
@@ -210,12 +215,17 @@ def open_data(preset: Preset, data_dir: Path | None, skip_bad: bool) -> Images |
 def open_loader(preset: Preset, found: Images | Series, runtime: Runtime) -> Loader | Windows:
     if isinstance(found, Series):
         mean, std = statistics(found)
-        return Windows(found, preset.past, preset.batch, mean, std, seed=preset.seed, device=runtime.device)
+        return Windows(
+            found, preset.past, preset.batch, mean, std, seed=preset.seed, device=runtime.device, rank=ranks.rank(),
+            world=ranks.size(),
+        )  # fmt: skip
     return Loader(
         found,
         preset.batch,
         seed=preset.seed,
         device=runtime.device,
+        rank=ranks.rank(),
+        world=ranks.size(),
         flip=preset.flip,
         crop=preset.crop,
         say=terminal.say,
@@ -261,6 +271,19 @@ def fingerprint(images: Images | Series) -> dict[str, Any]:
     return {"name": images.name, "images": len(images.x), "sha256": h.hexdigest()[:16]}
 
 
+def open_folder(name: str, out: Path | None) -> Path:
+    """The folder of a new run, made by the first process for all."""
+    if ranks.rank() > 0:
+        return Path(ranks.text(""))
+    folder = new_folder(Path("runs") / name) if out is None else writable_folder(out)
+    return Path(ranks.text(str(folder)))
+
+
+def write_preset(folder: Path, state: TrainState, runtime: Runtime) -> None:
+    if ranks.rank() == 0:
+        write_json(folder / "preset.json", describe(state, runtime))
+
+
 def holds_no_run(folder: Path) -> None:
     if (folder / "preset.json").exists() or (folder / states.CHECKPOINT).exists():
         raise InputError(
@@ -298,4 +321,5 @@ def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "temperature": temperature(state.preset.step_size, state.preset.noise),
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "runtime": runtime.reason},
+        "processes": ranks.size(),
     } | state.shape.to_dict()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import model, presets
+from .. import model, presets, ranks
 from ..buffer import Buffer
 from ..errors import Fault, InputError
 from ..files import whole
@@ -26,7 +26,7 @@ from ..nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
 from ..presets import Preset
 from ..runtime import Runtime
 from ..shapes import SeriesShape, Shape
-from . import ema, optim
+from . import distributed, ema, optim
 
 CHECKPOINT, PREVIOUS, MODEL = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
 
@@ -60,7 +60,7 @@ class TrainState:
 
 
 def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: dict[str, Any]) -> TrainState:
-    """A new run: weights from the seed, an empty buffer."""
+    """A new run: weights from the seed, the same in all processes, and an empty buffer, a part of the whole in each."""
     torch.manual_seed(preset.seed)
     net = model.build_net(preset, shape).to(runtime.device)
     labels = None
@@ -74,7 +74,7 @@ def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: d
         averages=ema.start(net),
         optimizer=optim.adam(net, preset),
         buffer=Buffer(
-            preset.buffer_size,
+            preset.buffer_size // ranks.size(),
             shape.item,
             labels,
             policy=preset.buffer_policy,
@@ -92,7 +92,7 @@ def generators(state: TrainState) -> tuple[torch.Generator, torch.Generator]:
     They depend on the seed, the rollbacks and the step alone, so a resumed run draws what an uninterrupted one draws
     and no generator's state needs saving. torch's global stream, which dropout draws from, is set as well.
     """
-    key = [state.preset.seed, state.rollbacks, state.step]
+    key = [state.preset.seed, state.rollbacks, state.step] + ([ranks.rank()] if ranks.size() > 1 else [])
     host, device, dropout = (int(s) for s in np.random.SeedSequence(key).generate_state(3, np.uint64) >> np.uint64(1))
     torch.manual_seed(dropout)
     return torch.Generator().manual_seed(host), torch.Generator(state.device).manual_seed(device)
@@ -109,9 +109,12 @@ def save_checkpoint(folder: Path, state: TrainState, runtime: Runtime) -> None:
         if current.exists():
             _second_name(current, previous)
 
+    saved = _to_dict(state, runtime)  # all processes: each gives its buffer
+    if ranks.rank() > 0:
+        return
     with whole(current, then=keep) as temporary:
         try:
-            torch.save(_to_dict(state, runtime), temporary)
+            torch.save(saved, temporary)
         except RuntimeError as error:  # torch's writer reports a full disk this way
             raise Fault(f"cannot write {current}: {str(error).splitlines()[0]}; is the disk full?") from error
 
@@ -139,7 +142,7 @@ def _to_dict(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "net": _plain(state.net.state_dict()),
         "averages": _plain(state.averages),
         "optimizer": state.optimizer.state_dict(),
-        "buffer": state.buffer.state_dict(),
+        "buffer": distributed.gathered(state.buffer.state_dict()),
         "counters": {name: getattr(state, name) for name in _COUNTERS},
         "runtime": runtime.kept,
         "facts": state.facts,
@@ -219,7 +222,7 @@ def restore(state: TrainState, saved: dict[str, Any], path: Path) -> None:
         state.averages[name].copy_(t)
     groups = state.optimizer.state_dict()["param_groups"]  # hyper-parameters are the preset's, moments the checkpoint's
     state.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
-    state.buffer.load_state_dict(saved["buffer"])
+    state.buffer.load_state_dict(distributed.shared(saved["buffer"]))
     for name in _COUNTERS:
         setattr(state, name, saved["counters"][name])
 
@@ -229,6 +232,8 @@ def restore(state: TrainState, saved: dict[str, Any], path: Path) -> None:
 
 def save_model(path: Path, state: TrainState) -> None:
     """The averaged weights, ready for use: a safetensors file with the settings in its metadata."""
+    if ranks.rank() > 0:
+        return
     net = ema.network(state.averages, state.net)
     model.save(path, net, state.preset, state.shape, state.step, state.facts)
 

@@ -1,0 +1,138 @@
+"""Several processes at one job (torchrun): who this one is, and what they tell each other. Alone, each call is free.
+
+Arrays and tensors travel, never pickles.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from .errors import Fault
+
+KINDS = ["float32", "float64", "int64", "uint8", "bool"]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did. Raises Fault where one of them is lost on the way."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    # Tensors on GPUs go by NCCL, those on the host (files, flags) by gloo.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    except RuntimeError as error:
+        if re.search("Connection (closed|reset)|Broken pipe|[Tt]imed out|NCCL", str(error)):
+            raise Fault(f"another of the {size()} processes has ended; go on with --resume") from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def batches(n: int, size: int) -> Iterator[slice]:
+    """The slices that cut n items into batches of at most `size`."""
+    return (slice(a, min(n, a + size)) for a in range(0, n, size))
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if size() > 1:
+        dist.barrier()
+
+
+def every(mine: np.ndarray | None) -> list[np.ndarray]:
+    """The arrays that processes have, in their order, on every process; those without one (None) are left out."""
+    if size() > 1:
+        return [a for a in gather(mine) if len(a)]
+    return [] if mine is None else [mine]
+
+
+def local() -> int:
+    """This process's number on its own machine: which GPU it takes."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def agree(flag: bool) -> bool:
+    """Whether any process says so."""
+    if size() == 1:
+        return flag
+    told = torch.tensor(int(flag))
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return bool(told)
+
+
+def mean_(tensors: Sequence[torch.Tensor]) -> None:
+    """Each tensor becomes its mean over the processes, in one coalesced reduction."""
+    if size() == 1:
+        return
+    flat = _flatten_dense_tensors(list(tensors))
+    dist.all_reduce(flat)
+    for t, new in zip(tensors, _unflatten_dense_tensors(flat / size(), list(tensors)), strict=True):
+        t.copy_(new)
+
+
+def text(said: str) -> str:
+    """What the first process says."""
+    if size() == 1:
+        return said
+    sent = np.frombuffer(said.encode(), np.uint8) if rank() == 0 else None
+    return gather(None if sent is None else sent.copy())[0].tobytes().decode()
+
+
+def mine(n: int, batch: int) -> list[slice]:
+    """This process's share of the parts of at most `batch` that n items are cut into."""
+    return list(batches(n, batch))[rank() :: size()]
+
+
+def rows(
+    n: int, batch: int, compute: Callable[[slice], np.ndarray], step: Callable[[int, int], None] = lambda *_: None
+) -> np.ndarray:
+    """The rows (n, ...) that `compute(part)` gives for parts of at most `batch`, in order, on every process."""
+    parts = list(batches(n, batch))
+    mine = []
+    for i in range(rank(), len(parts), size()):
+        mine.append(np.asarray(compute(parts[i])))
+        step(parts[i].stop, n)
+    if size() == 1:
+        return np.concatenate(mine)
+    every = gather(np.concatenate(mine) if mine else None)
+    # Process r did the parts r, r + size, ...: deal them back in order.
+    taken, out = [0] * size(), []
+    for i, part in enumerate(parts):
+        r, length = i % size(), part.stop - part.start
+        out.append(every[r][taken[r] : taken[r] + length])
+        taken[r] += length
+    return np.concatenate(out)
+
+
+def gather(mine: np.ndarray | None) -> list[np.ndarray]:
+    """Every process's array (its first axis may differ; None: nothing), on every process. Tensors alone travel."""
+    about = torch.zeros(10, dtype=torch.int64)  # kind, axes, lengths
+    if mine is not None:
+        about[: 2 + mine.ndim] = torch.tensor([KINDS.index(mine.dtype.name), mine.ndim, *mine.shape])
+    abouts = [torch.empty_like(about) for _ in range(size())]
+    dist.all_gather(abouts, about)
+    kind, axes, *shape = next(a for a in abouts if a[1] > 0).tolist()
+    lengths = [int(a[2]) for a in abouts]
+    padded = np.zeros((max(lengths), *shape[1:axes]), KINDS[kind])
+    if mine is not None:
+        padded[: len(mine)] = mine
+    sent = torch.from_numpy(padded)
+    received = [torch.empty_like(sent) for _ in range(size())]
+    dist.all_gather(received, sent)
+    return [r.numpy()[:length] for r, length in zip(received, lengths, strict=True)]

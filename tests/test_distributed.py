@@ -1,0 +1,124 @@
+"""One run in several processes (gloo, on the CPU): the same numbers as one process's, where they can be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from igebm import forecast, model, ranks
+from igebm.training import distributed
+from igebm.training.state import read_checkpoint
+
+SMALL = ["--width", "8", "--blocks", "1d", "--batch", "8", "--chain-steps", "2", "--buffer-size", "16",
+         "--log-every", "1", "--sample-steps", "1", "--save-every", "2", "--threads", "1"]  # fmt: skip
+
+
+def start(processes: int, *words: str) -> subprocess.Popen:
+    """`igebm train` in so many processes, as torchrun starts them."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    line = [*(torchrun if processes > 1 else [sys.executable, "-m"]), "igebm", "train", *words]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def train(processes: int, *words: str) -> tuple[str, str]:
+    out, err = (process := start(processes, *words)).communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def series(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    np.savez(path, train_x=rng.standard_normal((6, 20, 2)).cumsum(1).astype(np.float32))
+    return path
+
+
+def test_two_processes_take_the_step_of_the_whole_batch(tmp_path):
+    """A plain predictor draws nothing at random, so two halves of a batch must give the update of the whole."""
+    words = ["balls-feedforward", "--data", str(series(tmp_path / "s.npz")), "--width", "8", "--batch", "16"]
+    words += ["--steps", "5", "--log-every", "1", "--threads", "1"]
+    out, _ = train(2, *words, "--out", str(tmp_path / "two"))
+    train(1, *words, "--out", str(tmp_path / "one"))
+    assert out == f"{tmp_path / 'two'}\n"  # said once
+    one, two = (forecast.load(tmp_path / name).net.state_dict() for name in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    logs = [lines(tmp_path / n) for n in ("one", "two")]
+    assert [e["seen"] for e in logs[1]] == [16, 32, 48, 64, 80] == [e["seen"] for e in logs[0]]
+    assert [e["loss"] for e in logs[0]] == pytest.approx([e["loss"] for e in logs[1]], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_moves_between_two_processes_and_one(tmp_path):
+    run = tmp_path / "run"
+    train(2, "digits", "--steps", "4", *SMALL, "--out", str(run))
+    saved = read_checkpoint(run, print)
+    assert saved["buffer"]["capacity"] == 16 and len(saved["buffer"]["parts"]) == 2 and saved["counters"]["seen"] == 32
+    keys = set(model.load(run).net.state_dict())
+    assert not any(key.startswith(("module.", "_orig_mod.")) for key in keys)  # C20
+    train(1, "--resume", str(run), "--steps", "6")
+    train(2, "--resume", str(run), "--steps", "8")
+    steps = [entry["step"] for entry in lines(run)]
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8] and set(model.load(run).net.state_dict()) == keys
+
+
+@pytest.mark.slow
+def test_resumed_in_as_many_processes_it_is_the_same_run(tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train(2, "digits", "--steps", "6", *SMALL, "--out", str(whole))
+    train(2, "digits", "--steps", "4", *SMALL, "--out", str(halves))
+    train(2, "--resume", str(halves), "--steps", "6")
+    a, b = (model.load(folder).net.state_dict() for folder in (whole, halves))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_and_what_was_saved_goes_on(tmp_path):
+    run = tmp_path / "run"
+    process = start(2, "digits", "--steps", "100000", *SMALL, "--out", str(run))
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoint.previous.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    step = read_checkpoint(run, print)["counters"]["step"]
+    train(1, "--resume", str(run), "--steps", str(step + 2))
+
+
+@pytest.mark.slow
+def test_c25_fewer_images_than_processes_train_with_repeats(tmp_path):
+    np.savez(tmp_path / "three.npz", x=np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8))
+    _, err = train(
+        4, "digits", "--data", str(tmp_path / "three.npz"), "--steps", "2", *SMALL, "--out", str(tmp_path / "r")
+    )
+    assert "3 images, fewer than the batch of 8" in err
+
+
+def test_alone_every_call_is_free():
+    t = [torch.tensor([1.0, 2.0])]
+    ranks.mean_(t)
+    assert t[0].tolist() == [1.0, 2.0] and ranks.agree(True) and not ranks.agree(False)
+    assert ranks.text("here") == "here" and ranks.rank() == 0 and ranks.size() == 1
+
+
+def test_a_buffer_is_dealt_out_to_more_processes_without_loss(monkeypatch):
+    saved = {"x": torch.arange(12).reshape(12, 1), "y": torch.arange(12), "cursor": 0, "capacity": 24}
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(ranks, "size", lambda: 3)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        parts.append(distributed.shared(saved))
+    assert all(part["capacity"] == 8 and len(part["x"]) == 4 for part in parts)
+    assert sorted(torch.cat([part["y"] for part in parts]).tolist()) == list(range(12))
+    assert all(torch.equal(part["x"][:, 0], part["y"]) for part in parts)

@@ -9,27 +9,36 @@ from ..inputs import matches
 from ..model import Model, batches
 
 
+def of_classes(m: Model) -> bool:
+    """Whether the model is conditional on classes (and not on latents)."""
+    return m.conditional and bool(m.shape.classes)
+
+
 def need_labels(images: Images, what: str) -> np.ndarray:
-    """The labels (N,). Raises InputError where there are none, or not on all images."""
+    """The class labels (N,). Raises InputError where there are none, or not on all images."""
     if images.y is None or not images.classes:
         raise InputError(
-            f"{what} needs labels, {images.name} has none; give --data a folder with one folder a class, or an .npz "
-            "with train_y and test_y"
+            f"{what} needs class labels, {images.name} has none; give --data a folder with one folder a class, or an "
+            ".npz with train_y and test_y"
         )
     if (images.y < 0).any():
-        raise InputError(f"{what} needs labels, {(images.y < 0).sum()} images of {images.name} have none")
+        raise InputError(f"{what} needs class labels, {(images.y < 0).sum()} images of {images.name} have none")
     return images.y
 
 
-def need_model_labels(m: Model, images: Images, what: str) -> np.ndarray:
-    """The labels (N,), which are the model's too. Raises InputError otherwise."""
-    y = need_labels(images, what)
-    if not matches(images, m):
-        raise InputError(
-            f"{what} needs the model's classes ({', '.join(m.shape.classes[:3])}, ...), {images.name} has others "
-            f"({', '.join(images.classes[:3])}, ...)"
-        )
+def true_conditions(m: Model, images: Images, what: str) -> np.ndarray:
+    """The images' labels (N,), or latents (N, d), which are those that the model is conditional on. Raises InputError
+    where the data do not have them."""
+    y = need_labels(images, what) if m.shape.classes else images.y
+    if y is None or not matches(images, m):
+        known = m.shape.classes or tuple(latent.name for latent in m.shape.latents)
+        others = images.classes or tuple(latent.name for latent in images.latents) or ("none",)
+        raise InputError(f"{what} needs what {m.name} knows ({few(known)}); {images.name} has others ({few(others)})")
     return y
+
+
+def few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def lowest(m: Model, images: np.ndarray, batch: int = 128) -> np.ndarray:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..data import Images, Loader, MissingSplit
 from ..errors import Fault, InputError
-from ..model import Model, batches, build_net
+from ..model import Model, batches, build_image_net
 from ..nets.image import ImageEnergy
 from ..nets.layers import power_iteration
 from ..report import figures
@@ -83,7 +83,7 @@ class Task:
 
     def classifier(self, pretrained: bool) -> Classifier:
         m = self.model
-        net = build_net(m.preset, m.shape)  # its weights are drawn from torch's own generator, as dropout is
+        net = build_image_net(m.preset, m.shape)  # its weights are drawn from torch's own generator, as dropout is
         if pretrained:
             net.load_state_dict(m.net.state_dict())
         x = centred(self.train.x[: self.options.batch_size], m.device)
@@ -176,7 +176,7 @@ def splits(work: Work, labels: int) -> tuple[Images, Images]:
 
 def labelled(work: Work, split: str) -> Images:
     images = work.images(split)
-    if images.y is not None and (images.y < 0).any():
+    if images.classes and images.y is not None and (images.y < 0).any():
         work.screen.say(f"{(images.y < 0).sum()} images without a label of {images.name}'s {split} split are left out")
         images = taken(images, np.flatnonzero(images.y >= 0))
     need_labels(images, "finetune")
@@ -287,7 +287,7 @@ def right(classifier: Classifier, test: Images, most: int, device: torch.device)
 
 def centred(images: np.ndarray, device: torch.device) -> Float[Tensor, "b c h w"]:
     """uint8 (N, H, W, C) -> pixels at the centre of their bin, (u + ½) / 256."""
-    x = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2)
+    x = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2)
     return (x.float() + 0.5) / 256
 
 

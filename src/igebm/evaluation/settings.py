@@ -238,6 +238,7 @@ EXPERIMENTS: dict[str, type] = {
 
 QUICK: dict[str, dict] = {
     "ood": {"n": 1_000},
+    "neighbours": {"n": 20, "tests": 200},
     "cross-class": {"n": 100},
     "restoration": {"n": 100},
     "likelihood": {"n": 1_000, "rungs": 100, "chains": 8},

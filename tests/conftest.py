@@ -48,3 +48,17 @@ def real_data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     subprocess.run([sys.executable, unpack, folder], check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture
+def quick_classifier(tmp_path_factory, monkeypatch) -> Path:
+    """A data folder in which the classifiers that experiments ask for are kept, trained for 50 steps each (which is
+    enough for the digits); and no Inception network, nor an attempt to download it."""
+    from igebm.evaluation import classifier
+
+    folder = tmp_path_factory.getbasetemp() / "kept"
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr(classifier, "steps_for", lambda images: 50)
+    monkeypatch.setenv("IGEBM_DATA", str(folder))
+    monkeypatch.setenv("IGEBM_INCEPTION", str(folder / "none.pt"))
+    return folder

@@ -196,7 +196,8 @@ def evaluate(name: str, asked) -> int:
 
 def shortened(numbers: dict) -> dict:
     """Without long lists, which are for the file."""
-    return {k: v for k, v in numbers.items() if not isinstance(v, list) or len(v) <= 12}
+    short = {k: shortened(v) if isinstance(v, dict) else v for k, v in numbers.items()}
+    return {k: v for k, v in short.items() if v != {} and not (isinstance(v, list) and len(v) > 12)}
 
 
 def rollout(asked) -> int:

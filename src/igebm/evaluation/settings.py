@@ -112,12 +112,21 @@ class Restoration(Sampler):
     """test images that count; the figure shows the first"""
     corrupt: Literal["both", "salt-pepper", "inpaint"] = "both"
     share: float = 0.1
-    """of pixels that salt and pepper hits"""
+    """of pixels that salt and pepper hits, half of them each"""
+    levels: tuple[float, float] = (0.1, 0.9)
+    """grey levels of pepper and salt, in all channels (released: 0.1 0.9; black and white: 0 1)"""
     mask: Path | None = None
-    """a mask image in the size of the model's images: white is filled, black is kept; default: the lower half is
-    filled"""
+    """for in-painting, an image file in the size of the model's images: white is filled, black (or transparent) is
+    kept; default: the lower half is filled. The hole starts from uniform noise"""
+    at: Literal["label", "lowest"] = "label"
+    """where a conditional model's chain runs: at the image's true label, or at the one with the lowest energy of the
+    damaged image"""
     steps: int | None = None
     """chain steps; default: 5 (salt and pepper) and 10 (in-painting) times the model's chain_steps (released)"""
+    show: int = 10
+    """images in the figures, at most one batch"""
+    frames: int = 10
+    """pictures in a strip from start to end"""
 
 
 @dataclass(frozen=True)
@@ -125,21 +134,29 @@ class CrossClass(Sampler):
     """Chains that start at another class's images, under the target's label (Figs. 5, 11)."""
 
     n: int = 1_000
-    """test images"""
+    """test images, each under one other class's label: all pairs of classes alike"""
     steps: int | None = None
     """chain steps; default: 10 times the model's chain_steps (released)"""
+    show: int = 3
+    """examples of each target in the figure"""
 
 
 @dataclass(frozen=True)
 class Neighbours(Sampler):
     """The training images nearest to samples, in pixels and in features (Fig. 12)."""
 
-    n: int = 10
-    """samples, the classes in turn"""
+    n: int = 100
+    """samples, the classes in turn; the figure shows the first (--show)"""
     k: int = 5
     """neighbours"""
+    tests: int = 1_000
+    """test images whose nearest training images are measured beside the samples'"""
+    train: int = 0
+    """training images that are searched; 0: all"""
     steps: int | None = None
     """chain steps; default: the model's sample_steps (released: 10 times chain_steps)"""
+    show: int = 10
+    """samples in the figure"""
 
 
 @dataclass(frozen=True)
@@ -147,12 +164,14 @@ class Finetune:
     """The network made a classifier (Table 1): the last layer replaced and all weights trained, against the same net
     from scratch, each with and without flips and crops."""
 
-    minutes: float = 10.0
-    """for each of the four"""
-    steps: int = 10_000
-    """iterations of each of the four, at most"""
+    minutes: float | None = None
+    """at most, for each of the four: a short trial decides how many iterations fit (0: no limit); default: 10, or no
+    limit with --steps. The result names the number; --steps with it is the same run"""
+    steps: int | None = None
+    """iterations of each of the four; default: 30 passes over the labelled images, at least 300"""
     batch_size: int = 128
     lr: float = 1e-3
+    """of Adam at the start; a cosine takes it to 0"""
     labels: int = 0
     """labelled training images that are used, the classes alike; 0: all"""
 
@@ -219,6 +238,7 @@ EXPERIMENTS: dict[str, type] = {
 
 QUICK: dict[str, dict] = {
     "ood": {"n": 1_000},
+    "neighbours": {"n": 20, "tests": 200},
     "cross-class": {"n": 100},
     "restoration": {"n": 100},
     "likelihood": {"n": 1_000, "rungs": 100, "chains": 8},

@@ -34,13 +34,17 @@ class Tower(nn.Module):
         self.head = nn.Linear(widths[-1], 1)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b d"] | None) -> Float[Tensor, "b"]:
+    def features(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b d"] | None) -> Float[Tensor, "b f"]:
+        """What the dense layer sees: the last block's channels, summed over the image."""
         h = activate(self.stem(x), self.activation)  # (b, width, h, w)
         for block in self.blocks:
             h = block(h, y)  # (b, c, h', w')
         if self.head_relu:
             h = F.relu(h)
-        return self.head(h.sum((2, 3)))[:, 0]
+        return h.sum((2, 3))  # (b, c)
+
+    def forward(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b d"] | None) -> Float[Tensor, "b"]:
+        return self.head(self.features(x, y))[:, 0]
 
 
 class ImageEnergy(nn.Module):
@@ -96,6 +100,16 @@ class ImageEnergy(nn.Module):
             x = F.avg_pool2d(x, 2)
             e = e + tower(x, y)
         return e
+
+    def features(self, x: Float[Tensor, "b c h w"], y: Tensor | None = None) -> Float[Tensor, "b f"]:
+        """What the last layers see, tower beside tower: E is their dense layers on it, and a classifier can be another
+        (Table 1). f is `scales` times the channels of the last block; y None is the neutral condition."""
+        y = encode(y, self.condition, x.dtype)
+        found = []
+        for s, tower in enumerate(self.towers):
+            x = F.avg_pool2d(x, 2) if s else x
+            found.append(tower.features(x, y))  # type: ignore[operator]
+        return torch.cat(found, 1)
 
 
 def encode(y: Tensor | None, condition: int, dtype: torch.dtype) -> Float[Tensor, "b d"] | None:

@@ -1,0 +1,240 @@
+"""Restoration through the command line: what is kept, what is damaged and by how much, masks of every kind (C28)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from igebm import data, presets
+from igebm.cli import main
+from igebm.errors import InputError
+from igebm.evaluation.masks import lower_half, read_mask
+from igebm.model import Shape, build_net, save
+
+pytestmark = pytest.mark.usefixtures("quick_classifier")
+MACHINE = "--device cpu --dtype float32 --compile off --threads 1".split()
+
+
+def restored(out: Path, *args, model: Path | str = "digits") -> dict:
+    assert main(["eval", "restoration", str(model), "--out", str(out), *map(str, args), *MACHINE]) == 0
+    return json.loads((out / "restoration.json").read_text())["numbers"]
+
+
+def strips(path: Path, frames: int) -> np.ndarray:
+    """The pictures of a strip file, undone: (images, frames, 8, 8). Each is enlarged by whole pixels, a gap of one
+    around it."""
+    picture = np.asarray(Image.open(path))
+    scale = max(1, round(900 / (frames * 9 + 1)))
+    small = picture[::scale, ::scale]
+    assert np.array_equal(small.repeat(scale, 0).repeat(scale, 1), picture)
+    rows = (small.shape[0] - 1) // 9
+    cells = small[1:, 1:].reshape(rows, 9, frames, 9)[:, :8, :, :8]
+    return cells.transpose(0, 2, 1, 3)
+
+
+def first(n: int) -> np.ndarray:
+    """The test images that an experiment with seed 0 takes."""
+    x = data.load("digits", "test").x
+    return x[np.random.default_rng(0).permutation(len(x))[:n]][..., 0]
+
+
+def test_kept_pixels_are_byte_equal_in_every_frame_and_the_hole_moves(tmp_path):
+    numbers = restored(
+        tmp_path, "--corrupt", "inpaint", "--n", 6, "--batch", 4, "--steps", 9, "--show", 2, "--frames", 4
+    )
+    got, truth = strips(tmp_path / "restoration-inpaint-steps.png", 4), first(6)[:2]
+    assert (got[:, :, :4] == truth[:, None, :4]).all()
+    assert (got[:, 0, 4:] != got[:, -1, 4:]).mean() > 0.5
+    assert numbers["images"] == 6 and numbers["inpaint"]["filled"] == 0.5 and "salt-pepper" not in numbers
+    for name in ("restoration-inpaint.png", "restoration-inpaint.pdf"):
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_errors_before_the_chain_are_the_closed_forms(tmp_path):
+    """Salt and pepper over a share p: (p/2) ⟨(t - 0.1)²⟩ + (p/2) ⟨(t - 0.9)²⟩ of the whole image, as bytes 25 and 230.
+    Uniform noise in the hole: ⟨(t - ½)²⟩ + 1/12 (of bytes: the noise's bin is as often too high as too low)."""
+    numbers = restored(tmp_path, "--n", 359, "--steps", 1, "--share", 0.3, "--show", 1, "--frames", 2)
+    t = first(359).astype(float)
+    at = lambda byte: (((t - byte) / 256) ** 2).mean((1, 2))
+    want = {
+        ("salt-pepper", "mse_image"): 0.15 * (at(25) + at(230)),
+        ("salt-pepper", "mse_damaged_pixels"): 0.5 * (at(25) + at(230)),
+        ("inpaint", "mse_damaged_pixels"): (((t - 127.5) / 256) ** 2)[:, 4:].mean((1, 2)) + 1 / 12,
+    }
+    for (kind, over), value in want.items():
+        got = numbers[kind][over]["before"]
+        assert got["n"] == 359 and abs(got["mean"] - value.mean()) < 5 * got["se"] < 0.15 * got["mean"], (kind, over)
+    half = numbers["inpaint"]["mse_image"]["before"]["mean"]
+    assert half == pytest.approx(numbers["inpaint"]["mse_damaged_pixels"]["before"]["mean"] / 2, rel=1e-5)
+
+
+def test_black_and_white_salt_and_pepper_hits_exactly_these_levels(tmp_path):
+    restored(tmp_path, "--corrupt", "salt-pepper", "--n", 3, "--share", 1, "--levels", 0, 1, "--steps", 1, "--show", 3,
+             "--frames", 2)  # fmt: skip
+    before = strips(tmp_path / "restoration-salt-pepper-steps.png", 2)[:, 0]
+    assert set(np.unique(before)) == {0, 255} and 0.35 < (before == 255).mean() < 0.65
+
+
+def test_the_bundled_model_repairs_digits(tmp_path):
+    """Each kind of damage ends with less than half of its error, and with fewer changed classes than it began."""
+    numbers = restored(tmp_path, "--n", 20, "--show", 1)
+    assert numbers["classifier"]["test_accuracy"] > 0.95 and numbers["label"] == "the true one"
+    for kind, steps in (("salt-pepper", 100), ("inpaint", 200)):
+        about = numbers[kind]
+        assert about["steps"] == steps
+        before, after = (about["mse_damaged_pixels"][when]["mean"] for when in ("before", "after"))
+        assert after < before / 2
+        changed = about["changed_class"]["by_classifier"]
+        assert changed["after"]["share"] < changed["before"]["share"] or changed["before"]["share"] == 0
+
+
+def test_parts_of_another_size_give_figures_of_the_same_start(tmp_path):
+    """The damage of an image does not depend on how many images there are."""
+    options = ["--corrupt", "inpaint", "--steps", 1, "--batch", 4, "--show", 2, "--frames", 2]
+    for n in (4, 9):
+        restored(tmp_path / str(n), "--n", n, *options)
+    a, b = (strips(tmp_path / n / "restoration-inpaint-steps.png", 2) for n in "49")
+    assert np.array_equal(a, b)
+
+
+def test_an_unconditional_model_needs_no_labels_and_a_conditional_one_can_guess(tmp_path):
+    """Without a condition there is no class by energy; on data without labels a conditional model takes the lowest."""
+    preset = presets.Preset(width=4, blocks="1d", data="digits", conditional=False)
+    save(tmp_path / "u.safetensors", build_net(preset, Shape(1, 8, 8)), preset, Shape(1, 8, 8), 0, {})
+    np.savez(tmp_path / "plain.npz", train_x=data.load("digits").x[:4])
+    args = ["--data", tmp_path / "plain.npz", "--steps", 2, "--show", 1, "--frames", 2, "--corrupt", "inpaint"]
+    free = restored(tmp_path / "u", *args, model=tmp_path / "u.safetensors")
+    assert free["label"].startswith("none") and free["classifier"] is None and free["inpaint"]["changed_class"] == {}
+    guess = restored(tmp_path / "c", *args, "--at", "lowest")
+    assert "lowest energy" in guess["label"] and set(guess["inpaint"]["changed_class"]) == {"by_energy"}
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_numbers_of_one(tmp_path, quick_classifier):
+    """Three experiments, ten images in parts of four, by one process and under torchrun by two (C07)."""
+    experiments = {
+        "restoration": "--n 10 --batch 4 --steps 3 --show 2",
+        "cross-class": "--n 10 --batch 4 --steps 2 --show 1",
+        "neighbours": "--n 6 --batch 2 --steps 2 --tests 20 --show 2",
+        "finetune": "--steps 6 --labels 40 --batch-size 8",
+    }
+    found: dict = {}
+    for n in (1, 2):
+        for name, args in experiments.items():
+            # After --, since torchrun would take --n for one of its own options.
+            spread = ["torch.distributed.run", "--nproc-per-node", str(n), "-m", "--"] if n > 1 else []
+            command = [
+                sys.executable,
+                "-m",
+                *spread,
+                "igebm",
+                "eval",
+                name,
+                "digits",
+                *args.split(),
+                "--out",
+                str(tmp_path / str(n)),
+                *MACHINE,
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            about = json.loads((tmp_path / str(n) / f"{name}.json").read_text())
+            assert about["processes"] == n and about["numbers"] == found.setdefault(name, about["numbers"])
+
+
+# Masks
+
+
+def mask_file(path: Path, x: np.ndarray, mode: str | None = None) -> Path:
+    Image.fromarray(x).convert(mode).save(path) if mode else Image.fromarray(x).save(path)
+    return path
+
+
+LEFT = np.zeros((8, 8), np.uint8)
+LEFT[:, :4] = 255
+ALPHA = np.zeros((8, 8, 4), np.uint8)  # strokes of white on nothing
+ALPHA[:, :4] = 255
+SAME_HOLE = {
+    "0 and 255": (LEFT, None),
+    "0 and 1": (LEFT // 255, None),
+    "one bit": (LEFT, "1"),
+    "RGB": (LEFT, "RGB"),
+    "RGBA": (LEFT, "RGBA"),
+    "strokes on nothing": (ALPHA, None),
+    "palette": (LEFT, "P"),
+    "16 bits": (LEFT.astype(np.uint16) * 257, None),
+}
+
+
+@pytest.mark.parametrize("x, mode", SAME_HOLE.values(), ids=SAME_HOLE.keys())
+def test_c28_white_is_the_hole_in_every_form(x, mode, tmp_path):
+    assert np.array_equal(read_mask(mask_file(tmp_path / "m.png", x, mode), 8, 8), LEFT == 255)
+
+
+def test_c28_all_keep_and_all_fill():
+    assert lower_half(5, 2)[:, 0].tolist() == [False, False, True, True, True]
+
+
+COLOURED = np.zeros((8, 8, 3), np.uint8)
+COLOURED[:, :4, 0] = 255
+GREY = LEFT.copy()
+GREY[0, 0] = 100
+MISTAKES = {
+    "another size": (np.zeros((16, 12), np.uint8), "is 12x16, the model's images are 8x8"),
+    "colour": (COLOURED, "has colours"),
+    "grey": (GREY, "has 1 grey pixels"),
+}
+
+
+@pytest.mark.parametrize("x, says", MISTAKES.values(), ids=MISTAKES.keys())
+def test_c28_what_is_not_black_and_white_is_refused(x, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        read_mask(mask_file(tmp_path / "m.png", x), 8, 8)
+
+
+def test_c28_no_picture_is_refused(tmp_path):
+    (tmp_path / "m.png").write_text("white")
+    for path, says in ((tmp_path / "m.png", "not an image"), (tmp_path / "n.png", "No such file")):
+        with pytest.raises(InputError, match=says):
+            read_mask(path, 8, 8)
+
+
+@pytest.mark.parametrize("level, says", [(0, "keeps every pixel: the output is the input"), (255, "nothing of the")])
+def test_c28_a_mask_of_one_colour_works_and_says_so(level, says, tmp_path, capsys):
+    mask = mask_file(tmp_path / "m.png", np.full((8, 8), level, np.uint8))
+    numbers = restored(tmp_path, "--mask", mask, "--corrupt", "inpaint", "--n", 3, "--steps", 2, "--show", 2,
+                       "--frames", 3)  # fmt: skip
+    assert says in capsys.readouterr().err
+    got, truth = strips(tmp_path / "restoration-inpaint-steps.png", 3), first(2)
+    assert (got == truth[:, None]).all() == (level == 0)
+    assert numbers["inpaint"]["filled"] == (level == 255)
+    error = numbers["inpaint"]["mse_image"]["after"]["mean"]
+    assert (error == 0) == (level == 0)
+    assert numbers["inpaint"]["mse_damaged_pixels"]["after"]["n"] == (3 if level else 0)
+
+
+WRONG = {
+    "share": (["--share", "1.5"], "--share 1.5: choose between 0 and 1"),
+    "levels": (["--levels", "-1", "0.5"], "--levels -1.0 0.5: choose between 0 and 1"),
+    "no images": (["--n", "0"], "give at least 1"),
+    "no steps": (["--steps", "0"], "1 or more --steps"),
+    "noise": (["--noise", "-1"], "--noise -1.0: a number of at least 0"),
+    "mask without a hole to fill": (["--corrupt", "salt-pepper", "--mask", "m.png"], "--corrupt inpaint"),
+    "no mask": (["--mask", "m.png"], "m.png: No such file"),
+    "other data": (["--data", "OTHER"], "has none; give --data a folder"),
+}
+
+
+@pytest.mark.parametrize("args, says", WRONG.values(), ids=WRONG.keys())
+def test_a_mistake_is_one_line(args, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "other.npz", train_x=np.zeros((4, 8, 8, 1), np.uint8))
+    args = [a.replace("OTHER", "other.npz") for a in args]
+    assert main(["eval", "restoration", "digits", "--out", "out", *args, *MACHINE]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("igebm: ") and says in lines[-1]
+    assert list((tmp_path / "out").iterdir()) == []

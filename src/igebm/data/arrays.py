@@ -187,7 +187,7 @@ def _npy_header(file: IO[bytes] | io.BufferedIOBase, where: str) -> tuple[tuple[
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise InputError(
-            f"{where} holds Python objects, of shape {shape}; they are never unpickled: save plain arrays, uint8"
+            f"{where} holds Python objects, of shape {shape}; they are never unpickled: save plain arrays of numbers"
         )
     return shape, fortran, dtype
 

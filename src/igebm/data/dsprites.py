@@ -24,7 +24,7 @@ import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ SQUARE, ELLIPSE = 9.598, (12.7659, 7.2123)
 REACH = 14.0  # pixels from a shape's centre to its farthest point, at most: the square's corner is at 13.6
 CHUNK = 128  # images drawn at once: their coordinates fit the processor's cache
 
-Values = float | np.ndarray | Tensor
+Values = int | float | np.generic | np.ndarray | Tensor
 
 
 class Sprites(NamedTuple):
@@ -75,11 +75,12 @@ def classes(i: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, "n 5"]:
 
 def index(c: Int64[np.ndarray, "n 5"]) -> Int64[np.ndarray, " n"]:
     """The number of an image in the official order; the inverse of `classes`."""
-    return np.ravel_multi_index(tuple(c.T), COUNTS).astype(np.int64)
+    return np.asarray(np.ravel_multi_index(tuple(c.T), COUNTS), np.int64)
 
 
 def values(c: Int64[np.ndarray, "n 5"]) -> Sprites:
-    """scale = 0.5, 0.6, ..., 1; angle = 2πk / 39 (both ends: the first and the last are one turn apart); x, y = k / 31."""
+    """scale = 0.5, 0.6, ..., 1; angle = 2πk / 39 (the first and the last are a turn apart: one picture);
+    x, y = k / 31."""
     shape, scale, turn, x, y = c.T
     return Sprites(shape, 0.5 + scale / 10, 2 * np.pi * turn / 39, x / 31, y / 31)
 
@@ -99,28 +100,35 @@ def render(
     finely as the official images: 1 at 64 (which gives these), 2 at 32 (their means over 2 x 2 pixels). Raises
     InputError for a scale outside (0, 1], a place outside [0, 1] and a shape that is none of 0, 1, 2.
     """
-    device = next((v.device for v in (shape, scale, angle, x, y) if isinstance(v, Tensor)), torch.device("cpu"))
-    given = (torch.as_tensor(v, dtype=torch.float32, device=device).reshape(-1) for v in (shape, scale, angle, x, y))
-    kind, scale, angle, x, y = torch.broadcast_tensors(*given)
-    _check(kind, scale, angle, x, y)
+    columns = (shape, scale, angle, x, y)
+    device = next((v.device for v in columns if isinstance(v, Tensor)), torch.device("cpu"))
+    flat = (torch.as_tensor(v, dtype=torch.float32, device=device).reshape(-1) for v in columns)
+    kind, *rest = torch.broadcast_tensors(*flat)
+    _check(kind, *rest)
     fine = math.ceil(64 / size) if fine is None and size > 0 else fine
     if size < 1 or fine is None or fine < 1:
         raise InputError(f"images of {size} pixels, {fine} samples a side of each: give at least 1")
     out = torch.empty(len(kind), size, size, device=device)
     for k, inside in enumerate((_in_square, _in_ellipse, _in_heart)):
         for rows in (kind == k).nonzero()[:, 0].split(CHUNK):
-            full = _draw(inside, scale[rows], angle[rows], x[rows], y[rows], size * fine)
+            full = _draw(inside, size * fine, *(v[rows] for v in rest))
             out[rows] = full if fine == 1 else F.avg_pool2d(full[:, None], fine)[:, 0]
     return out
 
 
 def pictures(z: Sprites, size: int = 64) -> UInt8[np.ndarray, "n h w 1"]:
     """Rendered images as bytes, 0 to 255."""
-    return (render(*z, size=size) * 255).round().to(torch.uint8)[..., None].numpy()
+    out = np.empty((len(z.x), size, size, 1), np.uint8)
+    for start in range(0, len(out), 8 * CHUNK):  # the bytes of many images fit into memory where their floats do not
+        part = slice(start, start + 8 * CHUNK)
+        x = render(*(column[part] for column in z), size=size)
+        out[part, ..., 0] = (x * 255).round().to(torch.uint8).numpy()
+    return out
 
 
 def condition(z: Sprites, factor: str) -> Int64[np.ndarray, " n"] | Float32[np.ndarray, "n d"]:
-    """What a model conditional on `factor` is given: labels (n,), or rows of real numbers, columns as CONDITIONS says."""
+    """What a model conditional on `factor` is given: labels (n,), or rows of real numbers, columns as CONDITIONS
+    says."""
     if factor == "shape":
         return z.shape.astype(np.int64)
     columns = {
@@ -172,12 +180,13 @@ def load(
         raise MissingSplit("dsprites", split, parts)
     i = parts[canonical(split)][:n]
     z = latents(i) if c is None else values(c[i])
+    x: Any
     if file is not None:
-        x = _boxed(_file_images(file, i), size)
+        x = _boxed(_file_images(file, i, total), size)
     else:
         x = Rendered(i, size) if n is None else pictures(z, size)
-    names = SHAPES if factor == "shape" else ()
-    return Images("dsprites" if file is None else shown(file), x, condition(z, factor), names, CONDITIONS[factor])  # type: ignore[arg-type]
+    name, names = "dsprites" if file is None else shown(file), SHAPES if factor == "shape" else ()
+    return Images(name, x, condition(z, factor), names, CONDITIONS[factor])
 
 
 # Drawing
@@ -197,7 +206,7 @@ def _check(kind: Tensor, scale: Tensor, angle: Tensor, x: Tensor, y: Tensor) -> 
 
 
 def _draw(
-    inside: Callable[[Tensor, Tensor], Tensor], scale: Tensor, angle: Tensor, x: Tensor, y: Tensor, cells: int
+    inside: Callable[[Tensor, Tensor], Tensor], cells: int, scale: Tensor, angle: Tensor, x: Tensor, y: Tensor
 ) -> Float32[Tensor, "n h w"]:
     """Samples of one shape at the centres of cells x cells cells; only a square around the shape is looked at."""
     unit = 64 / cells  # pixels of the official images in a cell
@@ -273,16 +282,20 @@ def _file_classes(path: Path) -> Int64[np.ndarray, "n 5"]:
     return c
 
 
-def _file_images(path: Path, i: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 64 64"]:
-    x = _rows(path, "imgs", (64, 64), i)
+def _file_images(path: Path, i: Int64[np.ndarray, " n"], of: int) -> UInt8[np.ndarray, "n 64 64"]:
+    x = _rows(path, "imgs", (64, 64), i, of)
     if x.max() > 1:
         raise InputError(f"{shown(path)}: `imgs` of dSprites are 0 and 1, got values up to {x.max()}")
-    return x.astype(np.uint8)
+    return x.astype(np.uint8, copy=False)
 
 
-def _rows(path: Path, name: str, tail: tuple[int, ...], wanted: Int64[np.ndarray, " n"] | None = None) -> np.ndarray:
-    """Rows of one array of an .npz, all of them by default. It is read as a stream: the official images are 3 GB, and
-    the file holds a pickle beside them, which stays closed."""
+def _rows(
+    path: Path, name: str, tail: tuple[int, ...], wanted: Int64[np.ndarray, " n"] | None = None, of: int | None = None
+) -> np.ndarray:
+    """Rows of one array of an .npz, all of them by default; `of` is how many there must be.
+
+    It is read as a stream: the official images are 3 GB, and the file holds a pickle beside them, which stays closed.
+    """
     where = f"{shown(path)}: `{name}`"
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
@@ -291,6 +304,8 @@ def _rows(path: Path, name: str, tail: tuple[int, ...], wanted: Int64[np.ndarray
             shape, fortran, dtype = header(file)
             if shape[1:] != tail or fortran or dtype.kind not in "iu":
                 raise InputError(f"{where} of dSprites are whole numbers of shape (n, {tail}), got {dtype} of {shape}")
+            if of is not None and shape[0] != of:
+                raise InputError(f"{where} has {shape[0]} rows and `latents_classes` has {of}")
             wanted = np.arange(shape[0]) if wanted is None else wanted
             order = np.argsort(wanted)
             rising, out = wanted[order], np.empty((len(wanted), *tail), dtype)
@@ -299,6 +314,8 @@ def _rows(path: Path, name: str, tail: tuple[int, ...], wanted: Int64[np.ndarray
                 rows = np.frombuffer(file.read(size * math.prod(tail) * dtype.itemsize), dtype).reshape(size, *tail)
                 a, b = np.searchsorted(rising, (start, start + size))
                 out[order[a:b]] = rows[rising[a:b] - start]
+                if b == len(rising):
+                    break
             return out
     except InputError:
         raise
@@ -311,6 +328,11 @@ def _boxed(x: UInt8[np.ndarray, "n 64 64"], size: int) -> UInt8[np.ndarray, "n h
     """0 and 1 as 0 and 255, means of blocks where `size` divides 64."""
     if 64 % size:
         raise InputError(f"the official images are 64x64; {size} does not divide that: choose 64, 32, 16 or 8")
-    f = 64 // size
-    means = x.reshape(len(x), size, f, size, f).mean((2, 4), dtype=np.float32)
-    return np.rint(means * 255).astype(np.uint8)[..., None]
+    if size == 64:
+        return np.multiply(x, 255, out=x)[..., None]  # in place: the whole set is 3 GB
+    f, out = 64 // size, np.empty((len(x), size, size, 1), np.uint8)
+    for start in range(0, len(x), 8 * CHUNK):
+        part = slice(start, start + 8 * CHUNK)
+        means = x[part].reshape(-1, size, f, size, f).mean((2, 4), dtype=np.float32)
+        out[part, ..., 0] = np.rint(means * 255)
+    return out

@@ -80,8 +80,9 @@ def _of_arrays(
     arrays: dict[str, np.ndarray], wanted: str, split: str, where: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     found = {canonical(key.removesuffix("_x")): x for key, x in arrays.items() if key.endswith("_x")}
-    if not found:
-        found = {"train": arrays[key] for key in ("arr_0", "series", "x") if key in arrays}
+    unnamed = [arrays[key] for key in ("x", "series", "arr_0") if key in arrays]
+    if not found and unnamed:
+        found = {"train": unnamed[0]}
     if not found:
         raise InputError(
             f"no time series in {where}: expected an array x, series, arr_0 or train_x (series x steps x features); "

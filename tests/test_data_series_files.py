@@ -1,0 +1,160 @@
+"""A user's own series: the same numbers from every kind of file, and one line for what is wrong with a file."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from igebm.data.images import MissingSplit
+from igebm.data.series_files import load_series
+from igebm.errors import InputError
+
+X = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
+NAMES = ("height", "speed")
+
+
+def rows(x: np.ndarray = X, ids: tuple[str, ...] = ("b", "a", "7")) -> list[tuple]:
+    """(series, step, height, speed), steps from 1."""
+    return [(ids[i], k + 1, *map(float, x[i, k])) for i in range(x.shape[0]) for k in range(x.shape[1])]
+
+
+def write_csv(path, lines, head="series,step,height,speed"):
+    path.write_text("\n".join([head, *(",".join(map(str, line)) for line in lines)]) + "\n", encoding="utf-8")
+    return path
+
+
+def write_parquet(path, lines, types=(None, None, None, None)):
+    columns = zip(*lines, strict=True)
+    names = ("series", "step", *NAMES)
+    pq.write_table(pa.table({n: pa.array(c, t) for n, c, t in zip(names, columns, types, strict=True)}), path)
+    return path
+
+
+def test_every_kind_of_file_gives_the_same_series(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X, features=np.array(NAMES))
+    np.savez_compressed(tmp_path / "b.npz", train_x=X.astype(np.float64), test_x=X[:1], features=np.array(NAMES))
+    for path in (
+        tmp_path / "a.npz",
+        tmp_path / "b.npz",
+        write_csv(tmp_path / "c.csv", rows()),
+        write_parquet(tmp_path / "d.parquet", rows()),
+    ):
+        found = load_series(path)
+        assert found.x.dtype == np.float32 and np.array_equal(found.x, X) and found.features == NAMES, path
+    np.save(tmp_path / "e.npy", X)
+    assert np.array_equal(load_series(tmp_path / "e.npy").x, X)
+    assert load_series(tmp_path / "e.npy").features == ("x1", "x2")
+    assert np.array_equal(load_series(tmp_path / "b.npz", "test").x, X[:1])
+
+
+def test_rows_may_stand_in_any_order(tmp_path):
+    """Series in the order in which they first appear, states by their step."""
+    shuffled = [rows()[i] for i in np.random.default_rng(1).permutation(15)]
+    order = [("b", "a", "7").index(name) for name in dict.fromkeys(row[0] for row in shuffled)]
+    assert order != [0, 1, 2]
+    assert np.array_equal(load_series(write_csv(tmp_path / "a.csv", shuffled)).x, X[order])
+    assert np.array_equal(load_series(write_parquet(tmp_path / "a.parquet", shuffled)).x, X[order])
+
+
+def test_a_byte_order_mark_quotes_and_empty_lines_are_no_matter(tmp_path):
+    text = "\ufeffseries, step,height,speed\r\n" + "".join(f'"{s}",{k},{a},{b}\r\n' for s, k, a, b in rows()) + "\r\n"
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    assert np.array_equal(load_series(tmp_path / "a.csv").x, X)
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path):
+    np.savez(tmp_path / "a.npz", train_x=X, val_x=X)
+    assert load_series(tmp_path / "a.npz", "validation").x.shape == X.shape
+    for path in (tmp_path / "a.npz", write_csv(tmp_path / "c.csv", rows())):
+        with pytest.raises(MissingSplit, match="has no split 'test'; it has: train"):
+            load_series(path, "test")
+
+
+def refused(path, *words):
+    with pytest.raises(InputError) as caught:
+        load_series(path)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "x, words",
+    [
+        (X[0], ("series x steps x features", "(5, 2)")),
+        (X[:, :, 0], ("(3, 5)",)),
+        (X[:0], ("(0, 5, 2)",)),
+        (X[:, :1], ("series of 1 states; at least 2",)),
+        (X.astype(np.complex64), ("complex64",)),
+        (X > 0, ("bool",)),
+        (X.astype(str), ("<U",)),
+        (np.where(X == X[1, 3, 1], np.nan, X), ("1 values", "nan", "series 1, row 3", "x2")),
+        (np.where(X == X[2, 0, 0], 1e39, X.astype(np.float64)), ("1e+39", "series 2, row 0", "x1")),
+    ],
+)
+def test_arrays_that_are_no_series_are_refused(tmp_path, x, words):
+    np.savez(tmp_path / "a.npz", x=x)
+    refused(tmp_path / "a.npz", *words)
+
+
+def test_objects_and_pickles_stay_closed(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array([X[0], X[1, :3]], dtype=object))
+    refused(tmp_path / "a.npz", "Python objects", "never unpickled")
+
+
+def changed(old, new):
+    """The rows with one cell changed in line 7 of the file (series "a", step 1)."""
+    return [tuple(new if i == 5 and cell == old else cell for cell in row) for i, row in enumerate(rows())]
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        (changed(float(X[1, 0, 0]), "tall"), ("line 7", "'tall' in column height is not a number")),
+        (changed(float(X[1, 0, 0]), "1_000"), ("line 7", "'1_000' in column height")),
+        (changed(float(X[1, 0, 1]), ""), ("line 7", "'' in column speed")),
+        (changed(float(X[1, 0, 1]), "nan"), ("line 7", "nan in column speed", "series a")),
+        (changed(float(X[1, 0, 1]), "-inf"), ("line 7", "-inf in column speed")),
+        (changed(1, "1.5"), ("line 7", "step '1.5' is not a whole number")),
+        (changed(1, "9" * 30), ("line 7", "is not a whole number")),
+        (rows()[:-1], ("series 7 has 4 states and series b has 5",)),
+        ([*rows()[:1], *rows()[2:]], ("series b has no step 2: 1 is followed by 3",)),
+        ([*rows(), rows()[3]], ("series b has step 4 twice",)),
+        ([("b", 1, 0.5)], ("line 2", "3 values under 4 names")),
+        ([], ("no rows",)),
+    ],
+)
+def test_rows_that_are_no_series_are_refused_with_their_line(tmp_path, lines, words):
+    refused(write_csv(tmp_path / "a.csv", lines), *words)
+
+
+@pytest.mark.parametrize("head", ["series,time,height,speed", "series,step", "series,step,a,a", "series,step,a,", ""])
+def test_a_table_needs_its_columns(tmp_path, head):
+    refused(write_csv(tmp_path / "a.csv", [], head), "column")
+
+
+def test_parquet_columns_must_hold_numbers_without_gaps(tmp_path):
+    bad = [list(row) for row in rows()]
+    bad[4][3] = None
+    refused(write_parquet(tmp_path / "a.parquet", bad), "1 empty cells in column speed")
+    text = [(*row[:3], str(row[3])) for row in rows()]
+    refused(write_parquet(tmp_path / "b.parquet", text), "column speed holds string")
+    halves = write_parquet(tmp_path / "c.parquet", rows(), (None, pa.float64(), None, None))
+    refused(halves, "column step holds double where whole numbers")
+    bad[4][3] = float("nan")
+    refused(write_parquet(tmp_path / "d.parquet", bad), "series b, row 4", "feature speed")
+    (tmp_path / "e.parquet").write_bytes(b"PAR1 and no more")
+    refused(tmp_path / "e.parquet", "is not a Parquet file")
+
+
+def test_other_files_are_refused(tmp_path):
+    refused(tmp_path / "none.csv", "there is no such file")
+    (tmp_path / "a.txt").write_text("series,step,x")
+    refused(tmp_path / "a.txt", "must end in .npz, .npy, .csv, .parquet")
+    (tmp_path / "b.csv").write_bytes(b"series,step,h\xf6he\n")
+    refused(tmp_path / "b.csv", "not UTF-8")
+    (tmp_path / "c.npz").write_bytes(b"PK no zip")
+    refused(tmp_path / "c.npz", "not an .npz file")
+    np.savez(tmp_path / "d.npz", y=X)
+    refused(tmp_path / "d.npz", "no time series", "it has: y")
+    np.savez(tmp_path / "e.npz", x=X, features=np.array(["one"]))
+    refused(tmp_path / "e.npz", "2 features and the names one")

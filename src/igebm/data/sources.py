@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown
-from . import balls, dsprites, hub, series_files
+from . import hub
 from .arrays import load_file
 from .folder import load_folder
 from .images import Images, MissingSplit, canonical, check_options, existing, shown, silent
 from .named import NAMES, SPRITES, data_folder, data_places, load_cached, load_named
-from .series import Series
+
+if TYPE_CHECKING:
+    from .series import Series
 
 
 def load(
@@ -61,6 +63,8 @@ def load(
 
 def _load_sprites(spec: str, split: str, data_dir: Path | None, image_size: int | None, channels: int | None) -> Images:
     """dSprites with one factor as the condition: the official file where the data folder has it, else rendered."""
+    from . import dsprites
+
     if channels == 3:
         raise InputError(f"{spec} is grey; leave out --channels 3")
     kept = (place / "dsprites.npz" for place in data_places(data_dir))
@@ -69,11 +73,13 @@ def _load_sprites(spec: str, split: str, data_dir: Path | None, image_size: int 
     return found._replace(name=spec)
 
 
-def load_series(spec: str, split: str = "train", least: int = 2) -> Series:
+def load_series(spec: str, split: str = "train", least: int = 2) -> "Series":
     """One split of a set of time series: "balls", "balls-2", "balls-3", ... (simulated), or a file of them.
 
     `least` is the number of states that each series must have. Raises InputError as `load` does.
     """
+    from . import balls, series_files
+
     count = spec.removeprefix("balls-")
     if spec == "balls" or (spec != count and count.isascii() and count.isdigit()):
         found = balls.splits(1 if spec == "balls" else int(count))

@@ -122,7 +122,7 @@ def draw(out: Path, errors: list[Float[np.ndarray, "n t"]], kinds: dict[str, lis
 
 def animate(
     out: Path,
-    truth: Float[np.ndarray, "n t f"],
+    truth: Float[np.ndarray, "n all f"],
     paths: list[Float[np.ndarray, "n t f"]],
     kinds: dict[str, list[int]],
     features: tuple[str, ...],

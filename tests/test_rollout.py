@@ -1,0 +1,176 @@
+"""Time series: windows, the next state off a chain, rollouts and their errors, against answers worked out by hand; and
+from a file through training to the figure at the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from igebm import forecast, presets
+from igebm.cli import main
+from igebm.data.series import Series, Windows, statistics
+from igebm.errors import InputError
+from igebm.evaluation import rollout
+from igebm.forecast import Forecaster
+from igebm.nets.trajectory import TrajectoryPredictor
+from igebm.shapes import SeriesShape
+
+SHAPE = SeriesShape(2, ("x", "y"), (1.0, -1.0), (2.0, 0.5))
+
+
+def ramp(n: int = 3, t: int = 8) -> Series:
+    """Series i at time k is (100 i + k, -(100 i + k))."""
+    values = 100.0 * np.arange(n)[:, None] + np.arange(t)
+    return Series("ramp", np.stack([values, -values], -1).astype(np.float32), ("x", "y"))
+
+
+def still() -> Forecaster:
+    """A predictor that says: as before."""
+    net = TrajectoryPredictor(2, width=8, past=2)
+    nn.init.zeros_(net.head.weight)
+    nn.init.zeros_(net.head.bias)
+    return Forecaster(net, presets.named("balls-feedforward"), SHAPE, "still", 1, {"preset": "p", "seed": 0})
+
+
+def test_windows_are_each_state_with_those_before_it_once_an_epoch():
+    series = ramp()
+    windows = Windows(series, 2, 6, (0.0, 0.0), (1.0, 1.0))
+    seen = []
+    for i in range(3):  # 3 series x 6 windows = 18 = one epoch
+        x, y = windows(6 * i)
+        assert x.shape == (6, 1, 2) and y.shape == (6, 2, 2)
+        assert torch.equal(y[:, 1, 0], x[:, 0, 0] - 1) and torch.equal(y[:, 0, 0], x[:, 0, 0] - 2)
+        seen += x[:, 0, 0].tolist()
+    assert sorted(seen) == sorted(100.0 * i + k for i in range(3) for k in range(2, 8))
+
+
+def test_windows_come_in_standard_deviations_from_the_mean():
+    series = ramp()
+    mean, std = statistics(series)
+    x, y = Windows(series, 2, 18, mean, std)(0)
+    every = torch.cat(
+        [Windows(series, 1, 21, mean, std)(0)[0], torch.from_numpy(series.x[:, :1] - mean) / torch.tensor(std)]
+    )
+    assert every.mean().item() == pytest.approx(0, abs=1e-5) and every.double().std(
+        correction=0
+    ).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_series_too_short_or_a_feature_that_never_changes_is_refused():
+    with pytest.raises(InputError, match="needs at least 9"):
+        Windows(ramp(), 8, 4, (0.0, 0.0), (1.0, 1.0))
+    with pytest.raises(InputError, match="feature b has one value"):
+        statistics(Series("s", np.array([[[1, 5], [2, 5]]], np.float32), ("a", "b")))
+
+
+def test_a_rollout_of_a_model_that_stands_still_stands_still():
+    past = np.array([[[9.0, 9.0], [1.5, -2.5]]], np.float32)
+    found = still().rollout(past, 4)
+    assert found == pytest.approx(np.broadcast_to(past[:, -1:], (1, 4, 2)), abs=1e-6)
+
+
+def test_the_error_is_in_variances_of_each_feature():
+    truth = np.array([[[1.0, 10.0], [2.0, 20.0]]])
+    found = np.array([[[0.0, 10.0], [2.0, 0.0]]], np.float32)
+    # ((1/0.5)² + 0) / 2 and (0 + (20/10)²) / 2
+    assert rollout.squared_error(found, truth, np.array([0.5, 10.0])).tolist() == [[2.0, 2.0]]
+
+
+def test_several_seeds_give_students_interval():
+    curves = [np.array([1.0] * 10), np.array([2.0] * 10), np.array([3.0] * 10)]
+    found = rollout.summary(curves)
+    # t(0.975, 2) = 4.30265, standard deviation 1: half width 4.30265 / √3
+    assert found["mse"] == [2.0] * 5 and found["half_width"] == pytest.approx([2.484138] * 5, abs=1e-5)
+    assert rollout.summary(curves[:1])["half_width"] is None
+
+
+def test_the_mean_of_the_chains_last_states_is_read_off():
+    """A quadratic energy and no noise: each step halves the distance to the mode, so the last two states are known."""
+
+    class Bowl(nn.Module):
+        condition = 4
+
+        def __init__(self):
+            super().__init__()
+            self.k = nn.Parameter(torch.ones(()))
+
+        def forward(self, x, y=None):
+            return 0.5 * self.k * x.square().sum((1, 2))
+
+    preset = presets.Preset(network="trajectory", sampler="langevin", step_size=0.5, noise=0.0, clip=0.0, start="last",
+                            buffer_size=0)  # fmt: skip
+    m = Forecaster(Bowl(), preset, SHAPE)
+    y = torch.tensor([[[0.0, 0.0], [8.0, -8.0]]])
+    assert m.following(y, steps=3).tolist() == [[[1.0, -1.0]]]
+    assert m.following(y, steps=3, average=2).tolist() == [[[1.5, -1.5]]]
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    phase = rng.uniform(0, 6, (8, 1))
+    t = np.arange(40) * 0.3 + phase
+    x = np.stack([np.sin(t), np.cos(t)], -1).astype(np.float32)
+    path = tmp_path_factory.mktemp("data") / "waves.npz"
+    np.savez(path, train_x=x[:6], test_x=x[6:], features=np.array(["x", "y"]))
+    return path
+
+
+@pytest.mark.parametrize("name", ["balls-langevin", "balls-mppi", "balls-feedforward"])
+def test_a_users_series_train_resume_and_roll_out(name, waves, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    words = [
+        "train",
+        name,
+        "--data",
+        str(waves),
+        "--width",
+        "8",
+        "--batch",
+        "8",
+        "--chain-steps",
+        "2",
+        "--threads",
+        "1",
+    ]
+    assert main([*words, "--steps", "2", "--out", str(run)]) == 0
+    assert main(["train", "--resume", str(run), "--steps", "3"]) == 0
+    assert (run / "samples" / "rollouts-0000003.png").stat().st_size > 0
+    assert forecast.load(run).step == 3
+    capsys.readouterr()
+    assert main(["eval", "rollout", str(run), str(run), "--length", "5", "--n", "4", "--out", str(out)]) == 0
+    found = json.loads((out / "rollout.json").read_text())["numbers"]
+    assert found["kinds"][name]["seeds"] == 2 and len(found["models"][0]["mse"]) == 5
+    assert (out / "rollout.png").exists() and (out / "rollout.gif").exists()
+
+
+def test_a_predictor_learns_a_rotation(waves, tmp_path):
+    """The next state of a rotation by 0.3 is a linear function of the last: the error falls far below standing still,
+    which is wrong by 2 sin(0.15) = 0.3 of a radius, 0.09 of a variance of 1/2 in each of two features: 0.09."""
+    words = ["train", "balls-feedforward", "--data", str(waves), "--width", "16", "--batch", "32", "--lr", "3e-3"]
+    assert main([*words, "--steps", "400", "--threads", "1", "--out", str(tmp_path / "run")]) == 0
+    assert (
+        main(["eval", "rollout", str(tmp_path / "run"), "--length", "5", "--n", "50", "--out", str(tmp_path / "o")])
+        == 0
+    )
+    found = json.loads((tmp_path / "o" / "rollout.json").read_text())["numbers"]["models"][0]["mse"]
+    assert found[0] < 0.01
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["eval", "rollout", "digits"], "a model of images"),
+        (["eval", "rollout"], "at least one model"),
+        (["train", "balls-langevin", "--buffer-size", "1000"], "no replay buffer"),
+        (["train", "digits", "--objective", "squared-error"], "are for time series"),
+        (["train", "balls-langevin", "--data", "bals"], "unknown set of time series 'bals'"),
+        (["train", "digits", "--latent-steps", "2"], "has no latents"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]

@@ -148,7 +148,8 @@ def test_the_cache_is_read_and_listed(tmp_path, monkeypatch):
     (tmp_path / "mnist.npz").write_bytes(b"no zip")
     rows = {row["name"]: row for row in available()}
     assert list(rows) == [
-        "digits", *named.SPRITES, "cifar10", "cifar100", "svhn", "dtd", "imagenet32", "mnist", "fashion_mnist", "celeba",
+        "digits", *named.SPRITES, "cifar10", "cifar100", "svhn", "dtd", "imagenet32", "mnist", "fashion_mnist",
+        "celeba",
     ]  # fmt: skip
     assert rows["digits"]["counts"] == {"train": 1438, "test": 359}
     assert rows["svhn"] == {

@@ -195,9 +195,10 @@ def evaluate(name: str, asked) -> int:
 
 
 def shortened(numbers: dict) -> dict:
-    """Without long lists, which are for the file."""
+    """Without long lists and matrices, which are for the file."""
     short = {k: shortened(v) if isinstance(v, dict) else v for k, v in numbers.items()}
-    return {k: v for k, v in short.items() if v != {} and not (isinstance(v, list) and len(v) > 12)}
+    long = lambda v: isinstance(v, list) and (len(v) > 12 or any(isinstance(row, list) for row in v))
+    return {k: v for k, v in short.items() if v != {} and not long(v)}
 
 
 def rollout(asked) -> int:

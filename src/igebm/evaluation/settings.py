@@ -111,8 +111,9 @@ class Restoration(Sampler):
     n: int = 1_000
     """test images that count; the figure shows the first"""
     corrupt: Literal["both", "salt-pepper", "inpaint"] = "both"
+    """what is done to them: single pixels set to two levels, a hole filled with noise, or one after the other"""
     share: float = 0.1
-    """of pixels that salt and pepper hits, half of them each"""
+    """share of pixels that salt and pepper hits, half of them each"""
     levels: tuple[float, float] = (0.1, 0.9)
     """grey levels of pepper and salt, in all channels (released: 0.1 0.9; black and white: 0 1)"""
     mask: Path | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from igebm import model, pretrained
+from igebm import forecast, model, pretrained
 from igebm.files import write_json
 
 
@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("--note", required=True)
     parser.add_argument("--quality", type=Path)
     asked = parser.parse_args()
-    m = model.load(asked.snapshot or asked.run)
+    settings = json.loads((asked.run / "preset.json").read_text())["settings"]
+    opened = forecast.load if settings.get("network") == "trajectory" else model.load
+    m = opened(asked.snapshot or asked.run)
     target = pretrained.FOLDER / f"{asked.name}.safetensors"
     model.save(target, m.net, m.preset, m.shape, m.step, m.facts, weights=torch.bfloat16)
     about = json.loads((asked.run / "preset.json").read_text())
@@ -34,8 +36,7 @@ def main() -> None:
         "name": asked.name,
         "preset": m.facts.get("preset"),
         "data": m.facts.get("data"),
-        "classes": list(m.shape.classes),
-        "image": {"channels": m.shape.channels, "height": m.shape.height, "width": m.shape.width},
+        **m.shape.to_dict(),
         "command": " ".join(about["command"]),
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True

@@ -37,6 +37,11 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def mine(n: int, batch: int) -> list[slice]:
+    """This process's share of the parts of at most `batch` that n items are cut into."""
+    return list(batches(n, batch))[rank() :: size()]
+
+
 def rows(
     n: int, batch: int, compute: Callable[[slice], np.ndarray], step: Callable[[int, int], None] = lambda *_: None
 ) -> np.ndarray:

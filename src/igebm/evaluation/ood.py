@@ -5,6 +5,7 @@ model's, each pixel at the centre of its bin, (u + ½) / 256. (The released code
 noise and gave the other sets noise of ±1/512, so that its AUROC may tell the two treatments apart as well.)
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +56,8 @@ def run(work: Work, options: Ood) -> dict[str, Any]:
     others, left_out = other_sets(work, options, test)
     if not others:
         raise InputError(f"none of the sets is at hand: {'; '.join(f'{k}: {why}' for k, why in left_out.items())}")
-    sets = [test, *others.values()]
+    test = test._replace(name=called(test.name))
+    sets = [test, *(images._replace(name=name) for name, images in others.items())]
     total = sum(len(images.x) for images in sets) * (1 + len(baselines))
     tell, done = work.screen.step, 0
     scored = []
@@ -118,8 +120,14 @@ def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images
             if work.first:
                 work.screen.say(f"{name} is left out: {error}")
         else:
-            found[name] = images._replace(name=name)
+            short = called(name)
+            found[short if short not in found else name] = images
     return found, left_out
+
+
+def called(spec: str) -> str:
+    """What a set is called in tables and figures: a folder or file without the way to it."""
+    return spec if spec in NAMES or spec.startswith("hf:") else Path(spec).stem
 
 
 def model_scores(work: Work, images: Images, score: str, step: Any) -> np.ndarray:
@@ -233,10 +241,16 @@ def draw(work: Work, score: str, inside: Scored, outside: dict[str, Scored], tab
     for i, name in enumerate(names):
         for j, (other, out) in enumerate(outside.items()):
             what = "-log p(x), nats" if name else {"gradient-norm": "|∇E(x)|"}.get(score, "E(x)")
-            values = {inside.images.name: inside.energies[name], other: out.energies[name]}
+            values = {cut(inside.images.name): inside.energies[name], cut(other): out.energies[name]}
             figures.histogram(ax[i, j], values, f"{name}: {what}" if name else what)
             found = table[other][name] if name else table[other]["auroc"]
             ax[i, j].set(title=f"AUROC {found:.3f}", ylabel="density" if j == 0 else "")
     figures.save(figure, work.out, "ood")
     strips = [np.asarray(s.images.x[:10]) for s in (inside, *outside.values())]
-    figures.save(figures.pictures(strips, names=[inside.images.name, *outside]), work.out, "ood-sets")
+    names = [cut(name) for name in (inside.images.name, *outside)]
+    figures.save(figures.pictures(strips, names=names), work.out, "ood-sets")
+
+
+def cut(name: str, longest: int = 20) -> str:
+    """A name as it fits a legend."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

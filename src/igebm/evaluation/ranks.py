@@ -37,6 +37,19 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def wait() -> None:
+    """Until all processes are here."""
+    if size() > 1:
+        dist.barrier()
+
+
+def every(mine: np.ndarray | None) -> list[np.ndarray]:
+    """The arrays that processes have, in their order, on every process; those without one (None) are left out."""
+    if size() > 1:
+        return [a for a in gather(mine) if len(a)]
+    return [] if mine is None else [mine]
+
+
 def mine(n: int, batch: int) -> list[slice]:
     """This process's share of the parts of at most `batch` that n items are cut into."""
     return list(batches(n, batch))[rank() :: size()]

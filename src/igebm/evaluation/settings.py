@@ -62,25 +62,33 @@ class Generation(Sampler):
     """Samples of the mixing protocol (section 8.4; Table 3b, Figs. 2, 3), scored."""
 
     n: int = 1_000
-    """samples (paper: 50,000)"""
+    """samples (paper: 50,000); they go to samples.npy as they come, so that memory does not grow with them"""
     protocol: Literal["paper", "release"] = "paper"
-    """paper: the model's own clip; release: clip 0.05, as the authors' script has it"""
+    """paper: the model's own clip, a round's chains all different; release: clip 0.05, a round's chains drawn with
+    replacement, as the authors' script has them"""
     steps: int | None = None
     """chain steps of a round; default: 20 (released), or the model's chain_steps if it has fewer"""
     rounds: int = 200
-    """how often a pool of n = 1,000 is visited, 512 chains a visit (released: 200, about 100 visits a chain)"""
+    """how often a pool is visited, the rounds that fill it included (released: 200, about 100 visits a chain)"""
     pool: int = 1_000
-    """chains in a pool; pools follow each other until there are n samples"""
+    """chains in a pool; pools follow each other until there are n samples (released: 1,000)"""
+    visit: float = 0.512
+    """share of the pool that goes on in a round (released: 512 of 1,000)"""
     restart: float = 0.01
     """share of a visit's chains that start anew from noise"""
     relabel: float = 0.1
     """share that goes on under a new random label"""
     last: int = 10
     """rounds at the end without restarts and new labels"""
-    ensemble: int = 10
-    """snapshots that take turns, the last ones of the run (fewer where it has fewer)"""
+    ensemble: int | None = None
+    """snapshots that take turns, the last ones of the run; default: 10, or as many as there are (without any, the model
+    itself). 1: the model itself"""
     splits: int = 10
     """of the Inception score"""
+    real: int = 50_000
+    """real images of each split that samples are compared with, at most"""
+    kept: int = 10_000
+    """images of each set whose features are kept for kernel distance, precision and recall, at most"""
 
 
 @dataclass(frozen=True)
@@ -253,7 +261,7 @@ QUICK: dict[str, dict] = {
     "cross-class": {"n": 100},
     "restoration": {"n": 100},
     "likelihood": {"n": 1_000, "rungs": 100, "chains": 8},
-    "generation": {"n": 200, "pool": 200, "rounds": 30, "splits": 2},
+    "generation": {"n": 200, "pool": 200, "rounds": 30, "splits": 2, "real": 5_000, "kept": 1_000},
     "finetune": {"minutes": 1.0},
 }
 """what `igebm eval all --quick` asks for instead of the defaults"""

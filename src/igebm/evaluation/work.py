@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def run_one(work: Work, name: str, options: Any) -> dict[str, Any]:
 
     module = import_module(f".{name.replace('-', '_')}", __package__)
     start = time.perf_counter()
-    with terminal.bar(name) as screen:
+    with terminal.bar(name) if work.first else nullcontext(work.screen) as screen:
         numbers = module.run(replace(work, screen=screen), options)
     return record(work, name, options, numbers, time.perf_counter() - start)
 

@@ -1,4 +1,4 @@
-"""The mixing protocol by what can be counted, statistics of images that stream by, the command end to end (Table 3b)."""
+"""The mixing protocol by what can be counted, statistics of images that stream by, the command end to end."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from igebm import data, model
+from igebm import model
 from igebm.cli import main
 from igebm.data import quantise
 from igebm.errors import Fault, InputError

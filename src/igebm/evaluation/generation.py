@@ -212,7 +212,7 @@ def written(work: Work, options: Generation, steps: int, turns: list[Turn]) -> t
     m = replace(work.model, net=copy.deepcopy(work.model.net))  # its weights will change
     protocol = Protocol(kernel(m, options), steps, options, work.asked.batch, conditions_of(m))
     pools, path = list(batches(options.n, options.pool)), work.out / "samples.npy"
-    mine = [visit_of(options, part.stop - part.start) for part in ranks.mine(options.n, options.pool)]
+    mine = [visit_of(options, part.stop - part.start) for part in ranks.my_parts(options.n, options.pool)]
     tell = meter(work.screen.step, options.rounds * sum(mine))
     labels: list[np.ndarray] = []
     with whole(path) if work.first else nullcontext() as temporary:
@@ -226,11 +226,11 @@ def written(work: Work, options: Generation, steps: int, turns: list[Turn]) -> t
                 size, rng = pools[k].stop - pools[k].start, np.random.default_rng([work.asked.seed, 1, k])
                 x, y = mix(m, turns, size, protocol, rng, work.generator(1, k), tell)
                 images = quantise(x).permute(0, 2, 3, 1).cpu().numpy()
-            for part, found in zip(pools[start:], ranks.every(images), strict=False):
+            for part, found in zip(pools[start:], ranks.from_all(images), strict=False):
                 if rows is not None:
                     rows[part] = found
             if m.conditional:
-                labels += ranks.every(y)
+                labels += ranks.from_all(y)
         if rows is not None:
             rows.flush()
     all_labels = np.concatenate(labels) if labels else None

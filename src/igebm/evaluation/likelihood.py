@@ -105,7 +105,7 @@ def check(options: Likelihood) -> None:
 
 def evaluations(work: Work, options: Likelihood, steps: int) -> int:
     """Gradients of a batch that this process will take, for the bar; the pilot's are not known before."""
-    parts = lambda n: len(ranks.mine(n, work.asked.batch))
+    parts = lambda n: len(ranks.my_parts(n, work.asked.batch))
     transitions = 2 * (options.rungs - 1) * options.transitions + options.burn
     chains = parts(options.chains)
     return parts(options.samples) * steps + chains * (steps + transitions * options.leapfrog)
@@ -194,12 +194,11 @@ def bracket(
     m = work.model
     uniform = lambda n, g: torch.rand((n, *m.shape.image), generator=g, device=m.device)
 
-    def tune(_: slice) -> np.ndarray:
+    tuned = None
+    if ranks.rank() == 0:  # by one process, for all
         g = work.generator(PILOT)
-        found = partition.pilot(E, uniform(min(options.chains, work.asked.batch), g), options.leapfrog, g)
-        return np.stack(found, 1)
-
-    ladder = Ladder(*ranks.rows(1, 1, tune).T)  # by one process, for all
+        tuned = np.stack(partition.pilot(E, uniform(min(options.chains, work.asked.batch), g), options.leapfrog, g), 1)
+    ladder = Ladder(*ranks.from_all(tuned)[0].T)
     betas = ladder.betas(options.rungs)
     flown = lambda: tell(options.leapfrog)
     walk = (E, ladder, options.leapfrog, options.transitions)

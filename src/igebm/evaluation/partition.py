@@ -77,7 +77,8 @@ def pilot(
         steps, accepted, energies = [], [], []
         for t in range(1, TUNING + 1):
             state, info = run_chain(kernel(step, leapfrog), tempered(E, beta), State(x), 1, generator)
-            x, rate = state.x, float(info.accept_prob.mean())  # type: ignore[union-attr]
+            assert info.accept_prob is not None  # HMC's
+            x, rate = state.x, float(info.accept_prob.mean())
             step = min(LARGEST_STEP, step * math.exp((rate - TARGET) / math.sqrt(t)))
             steps.append(step)
             accepted.append(rate)
@@ -139,11 +140,12 @@ def walk(
         def one(E_beta: Energy, state: State, generator: torch.Generator | None):
             nonlocal calls
             state, info = moved(E_beta, state, generator)
+            assert info.accept_prob is not None and info.divergent is not None and info.e is not None  # HMC's
             rung = calls // transitions + 1
             bin = (rung if betas[0] == 0 else rungs - rung) * BINS // rungs
             accepted[bin] += info.accept_prob
-            energy[bin] += info.e.double() / beta  # type: ignore[union-attr]  # E_beta = β E
-            divergent.add_(info.divergent)  # type: ignore[arg-type]
+            energy[bin] += info.e.double() / beta  # E_beta = β E
+            divergent.add_(info.divergent)
             visits[bin], calls = visits[bin] + 1, calls + 1
             tell()
             return state, info

@@ -39,7 +39,7 @@ def describe(
     part_of = split_of(n, splits, seed)
     chosen = np.sort(np.random.default_rng([seed, 1]).choice(n, min(kept, n), replace=False))
     whole, sums, rows, at = None, np.empty((0, 0, 0)), [], []
-    for part in ranks.mine(n, batch):
+    for part in ranks.my_parts(n, batch):
         features, p = extractor(np.asarray(x[part]))
         p = p.astype(np.float64)
         if whole is None:
@@ -53,9 +53,9 @@ def describe(
         at.append(here)
         tell(part.stop - part.start)
     whole = together(whole)
-    sums = np.sum(ranks.every(None if not rows else sums), 0)
-    rows = np.concatenate(ranks.every(np.concatenate(rows) if rows else None))
-    order = np.argsort(np.concatenate(ranks.every(np.concatenate(at) if at else None)))
+    sums = np.sum(ranks.from_all(None if not rows else sums), 0)
+    rows = np.concatenate(ranks.from_all(np.concatenate(rows) if rows else None))
+    order = np.argsort(np.concatenate(ranks.from_all(np.concatenate(at) if at else None)))
     return Passed(n, whole, score(sums), rows[order])
 
 
@@ -78,7 +78,7 @@ def score(sums: Float64[np.ndarray, "s k2"]) -> InceptionScore:
 def together(mine: Moments | None) -> Moments:
     """The moments of what all processes saw."""
     flat = None if mine is None else np.column_stack([np.full(len(mine.mean), mine.n), mine.mean, mine.scatter])
-    found = [Moments(int(a[0, 0]), a[:, 1], a[:, 2:]) for a in ranks.every(flat)]
+    found = [Moments(int(a[0, 0]), a[:, 1], a[:, 2:]) for a in ranks.from_all(flat)]
     whole = found[0]
     for other in found[1:]:
         whole = merge(whole, other)

@@ -9,7 +9,7 @@ from targets import GUMBEL, PRECISION, five_sigma, gaussian
 from igebm.errors import InputError
 from igebm.samplers import State, hmc, langevin, mala, masked, mppi, run
 from igebm.samplers.chain import segment_length
-from igebm.samplers.hmc import leapfrog
+from igebm.samplers.hmc import leapfrog, mirrored
 from igebm.samplers.metropolis import point
 
 KERNELS = {
@@ -146,7 +146,10 @@ def test_asymmetric_target(kernel, generator):
     five_sigma((draws - GUMBEL.mean) ** 2, GUMBEL.variance)
 
 
-@pytest.mark.parametrize("kernel", [mala(0.05, box=(0.0, 1.0)), hmc(0.1, 3, box=(0.0, 1.0))], ids=["mala", "hmc"])
+BOXED = [mala(0.05, box=(0.0, 1.0)), hmc(0.1, 3, box=(0.0, 1.0)), hmc(0.3, 3, box=(0.0, 1.0), wall="mirror")]
+
+
+@pytest.mark.parametrize("kernel", BOXED, ids=["mala", "hmc", "hmc-mirror"])
 def test_box(kernel, generator):
     """E = 3x on [0, 1]: mean 1/3 - e⁻³ / (1 - e⁻³), by integration."""
     x = torch.rand(100, 1, dtype=torch.float64, generator=generator)
@@ -182,6 +185,34 @@ def test_c19_leapfrog_by_hand_and_back():
     far, q = leapfrog(E, start, p, 0.1, 20)
     home, _ = leapfrog(E, far, -q, 0.1, 20)
     assert home.x.item() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_a_flight_bounces_off_the_walls():
+    """Of [0, 1]: 1.25 is 0.75 on its way back, -0.25 is 0.25, 2.5 has bounced twice and goes on; inside nothing
+    changes."""
+    ends = torch.tensor([[1.25], [-0.25], [2.5], [0.4]], dtype=torch.float64)
+    x, p = mirrored(ends, torch.ones_like(ends), 0.0, 1.0)
+    assert x[:, 0].tolist() == [0.75, 0.25, 0.5, 0.4] and p[:, 0].tolist() == [-1, -1, 1, 1]
+    x, p = mirrored(torch.tensor([[3.5]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), -1.0, 3.0)
+    assert x.item() == 2.5 and p.item() == -1
+
+
+def test_leapfrog_between_walls_can_be_run_back():
+    """Forwards, turned round and back again: home, whatever bounced on the way."""
+    E = lambda x: (3 * x.square()).sum(1)
+    start = point(E, State(torch.rand(50, 4, dtype=torch.float64)))
+    p = torch.randn(50, 4, dtype=torch.float64)
+    far, q = leapfrog(E, start, p, 0.2, 12, walls=(0.0, 1.0))
+    home, _ = leapfrog(E, far, -q, 0.2, 12, walls=(0.0, 1.0))
+    assert ((far.x >= 0) & (far.x <= 1)).all() and torch.allclose(home.x, start.x, atol=1e-12)
+
+
+def test_only_mirrors_move_in_a_box_of_many_dimensions(generator):
+    """Uniform on [0, 1]^1000: a flight stays inside by chance hardly ever; a mirrored one is always accepted."""
+    E, x = lambda x: 0 * x.sum(1), torch.rand(20, 1000, dtype=torch.float64)
+    _, rejected = run(hmc(0.1, 5, box=(0.0, 1.0)), E, x, 1, generator)
+    _, kept = run(hmc(0.1, 5, box=(0.0, 1.0), wall="mirror"), E, x, 1, generator)
+    assert (rejected.accept_prob == 0).all() and (kept.accept_prob == 1).all()
 
 
 def test_leapfrog_energy_error_is_of_second_order():

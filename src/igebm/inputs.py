@@ -21,18 +21,31 @@ def open_model(where: str, machine: Machine) -> tuple[Model, Runtime]:
     return model.load(where, runtime.device, runtime.dtype, runtime.compiled), runtime
 
 
-def load_split(spec: str, split: str | None, m: Model, data_dir: Path | None, skip_bad: bool = False) -> Images:
-    """A data set in the model's image size and channels; without a split named, the test split where there is one."""
-    options: dict[str, Any] = dict(data_dir=data_dir, channels=m.shape.channels, skip_bad=skip_bad, say=terminal.say)
-    if m.shape.height == m.shape.width:
-        options["image_size"] = m.shape.height
+def load_split(
+    spec: str, split: str | None, m: Model, data_dir: Path | None, skip_bad: bool = False, resize: bool = True
+) -> Images:
+    """A data set in the model's image size and channels; without a split named, the test split where there is one.
+
+    Images of another size or number of channels are converted, or refused without `resize`.
+    """
+    options: dict[str, Any] = dict(data_dir=data_dir, skip_bad=skip_bad, say=terminal.say)
+    if resize:
+        options["channels"] = m.shape.channels
+        if m.shape.height == m.shape.width:
+            options["image_size"] = m.shape.height
     try:
-        return data.load(spec, split or "test", **options)
+        images = data.load(spec, split or "test", **options)
     except MissingSplit:
         if split is not None:
             raise
         terminal.say(f"{spec} has no test split: the train split is used")
-        return data.load(spec, "train", **options)
+        images = data.load(spec, "train", **options)
+    got, want = images.x.shape[1:], (m.shape.height, m.shape.width, m.shape.channels)
+    if got != want:
+        size = lambda shape: f"{shape[0]}x{shape[1]} with {shape[2]} channel{'s' if shape[2] > 1 else ''}"
+        how = "give images of that size" if resize else "--resize makes them so"
+        raise InputError(f"{spec} has images of {size(got)}, {m.name} takes {size(want)}; {how}")
+    return images
 
 
 def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:

@@ -1,6 +1,10 @@
 """Work that several processes share (torchrun): the parts go round them, and the result is the same as one's.
 
-Each part seeds its own random numbers, so that it does not matter which process does it.
+Each part seeds its own random numbers, so that it does not matter which process does it. The command is
+
+    torchrun --nproc-per-node 2 -m -- igebm eval NAME MODEL ...
+
+where the two dashes alone keep torchrun from taking `--n` for an option of its own.
 """
 
 import os
@@ -37,15 +41,34 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def wait() -> None:
+    """Until all processes are here."""
+    if size() > 1:
+        dist.barrier()
+
+
+def from_all(mine: np.ndarray | None) -> list[np.ndarray]:
+    """The arrays that processes have, in their order, on every process; those without one (None) are left out."""
+    if size() > 1:
+        return [a for a in gather(mine) if len(a)]
+    return [] if mine is None else [mine]
+
+
+def my_parts(n: int, batch: int) -> list[slice]:
+    """This process's share of the parts of at most `batch` that n items are cut into."""
+    return list(batches(n, batch))[rank() :: size()]
+
+
 def rows(
     n: int, batch: int, compute: Callable[[slice], np.ndarray], step: Callable[[int, int], None] = lambda *_: None
 ) -> np.ndarray:
     """The rows (n, ...) that `compute(part)` gives for parts of at most `batch`, in order, on every process."""
     parts = list(batches(n, batch))
     mine = []
-    for i in range(rank(), len(parts), size()):
-        mine.append(np.asarray(compute(parts[i])))
-        step(parts[i].stop, n)
+    for part in my_parts(n, batch):
+        mine.append(np.asarray(compute(part)))
+        assert len(mine[-1]) == part.stop - part.start, f"{len(mine[-1])} rows for {part}"
+        step(part.stop, n)
     if size() == 1:
         return np.concatenate(mine)
     every = gather(np.concatenate(mine) if mine else None)

@@ -17,6 +17,8 @@ class Common:
     """folder for NAME.json and figures; default: evaluation in the run folder, or evaluation/MODEL"""
     data: str | None = None
     """data set to evaluate on; default: the one the model was trained on"""
+    resize: bool = False
+    """make images of another --data the model's size and channels: short side resized, central square, grey or RGB"""
     data_dir: Path | None = None
     """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
     seed: int = 0
@@ -60,48 +62,61 @@ class Generation(Sampler):
     """Samples of the mixing protocol (section 8.4; Table 3b, Figs. 2, 3), scored."""
 
     n: int = 1_000
-    """samples (paper: 50,000)"""
+    """samples (paper: 50,000); they go to samples.npy as they come, so that memory does not grow with them"""
     protocol: Literal["paper", "release"] = "paper"
-    """paper: the model's own clip; release: clip 0.05, as the authors' script has it"""
+    """paper: the model's own clip, a round's chains all different; release: clip 0.05, a round's chains drawn with
+    replacement, as the authors' script has them"""
     steps: int | None = None
     """chain steps of a round; default: 20 (released), or the model's chain_steps if it has fewer"""
     rounds: int = 200
-    """how often a pool of n = 1,000 is visited, 512 chains a visit (released: 200, about 100 visits a chain)"""
+    """how often a pool is visited, the rounds that fill it included (released: 200, about 100 visits a chain)"""
     pool: int = 1_000
-    """chains in a pool; pools follow each other until there are n samples"""
+    """chains in a pool; pools follow each other until there are n samples (released: 1,000)"""
+    visit: float = 0.512
+    """share of the pool that goes on in a round (released: 512 of 1,000)"""
     restart: float = 0.01
     """share of a visit's chains that start anew from noise"""
     relabel: float = 0.1
     """share that goes on under a new random label"""
     last: int = 10
     """rounds at the end without restarts and new labels"""
-    ensemble: int = 10
-    """snapshots that take turns, the last ones of the run (fewer where it has fewer)"""
+    ensemble: int | None = None
+    """snapshots that take turns, the last ones of the run; default: 10, or as many as there are (without any, the model
+    itself). 1: the model itself"""
     splits: int = 10
     """of the Inception score"""
+    real: int = 50_000
+    """real images of each split that samples are compared with, at most"""
+    kept: int = 10_000
+    """images of each set whose features are kept for kernel distance, precision and recall, at most"""
 
 
 @dataclass(frozen=True)
 class Likelihood(Sampler):
-    """Energies of train, test and samples, and bits per dimension (section 4.2, Fig. 1): log Z between two AIS
-    estimates."""
+    """Energies of train, test and samples, and bits per dimension (section 4.2, Fig. 1): log Z between two estimates of
+    annealed importance sampling (AIS), in float32."""
 
     n: int = 10_000
     """images of each split at most"""
     samples: int = 100
     """samples whose energies are shown beside the data's"""
     steps: int | None = None
-    """chain steps of those; default: the model's sample_steps"""
+    """chain steps of those, and of the samples that AIS goes backwards from; default: the model's sample_steps"""
+    label: str | None = None
+    """the class whose log Z is bracketed, of a conditional model; default: the first (released)"""
+    temperature: float = 1.0
+    """T of the density e^(-E/T) whose log Z and bits per dimension are meant (paper: 1); chains of the paper's
+    settings sample T = noise^2 / (2 step-size) = 1.25e-6"""
     chains: int = 16
-    """AIS chains, each way"""
+    """AIS chains, each way (released: 16)"""
     rungs: int = 1_000
-    """temperatures from the uniform density (0) to the model (1)"""
+    """temperatures from the uniform density to the model's, as dense as the energies' spread (released: 10, evenly)"""
     transitions: int = 1
     """HMC transitions on each rung"""
     leapfrog: int = 10
-    """leapfrog steps of a transition"""
-    label: str = "0"
-    """the class whose log Z is bracketed, of a conditional model (paper: class 0)"""
+    """leapfrog steps of a transition; their size is tuned by a pilot"""
+    burn: int = 100
+    """HMC transitions at the model's own temperature that samples take before AIS goes backwards from them"""
 
 
 @dataclass(frozen=True)
@@ -179,14 +194,17 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Ood:
-    """How well the energy tells the test set from other images (Table 2, Figs. 6, 7): AUROC, and histograms."""
+    """How well the energy tells the test set from other images (Table 2, Figs. 6, 7): AUROC, and histograms.
+
+    All sets go through one preprocessing: resized and cropped to the model's images, bytes at the centre of their bin.
+    """
 
     against: tuple[str, ...] = ("svhn", "dtd", "constant", "uniform", "interpolation", "cifar100")
-    """data sets or folders, or the made-up sets constant, uniform and interpolation; a named set that is not at hand
-    is left out and said"""
+    """data sets, folders or files, or the made-up sets constant, uniform, interpolation and gaussian (the released
+    code's "uniform"); a named set that is not at hand is left out and said"""
     score: Literal["energy", "gradient-norm", "min-label"] = "min-label"
-    """E at the label (energy; the minimum where the other set has other labels), |grad E|, or the minimum of E over all
-    labels (paper)"""
+    """what counts as out: a high E at the label (energy; the minimum for a set without the model's labels), a high
+    |grad E| at the label with the lowest E, or a high minimum of E over all labels (released)"""
     n: int = 10_000
     """images of each set at most"""
     baselines: tuple[str, ...] = ()
@@ -243,7 +261,7 @@ QUICK: dict[str, dict] = {
     "cross-class": {"n": 100},
     "restoration": {"n": 100},
     "likelihood": {"n": 1_000, "rungs": 100, "chains": 8},
-    "generation": {"n": 200, "pool": 200, "rounds": 30, "splits": 2},
+    "generation": {"n": 200, "pool": 200, "rounds": 30, "splits": 2, "real": 5_000, "kept": 1_000},
     "finetune": {"minutes": 1.0},
 }
 """what `igebm eval all --quick` asks for instead of the defaults"""

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from ..inputs import load_split
 from ..model import Model
 from ..runtime import Runtime
 from ..samplers import Kernel
-from ..terminal import Screen
+from ..terminal import Screen, Step
 from . import ranks
 from .settings import EXPERIMENTS, QUICK, Common, Sampler
 
@@ -43,8 +45,13 @@ class Work:
 
     def images(self, split: str | None = None, most: int = 0, spec: str | None = None) -> Images:
         """A split of the model's data set, or of `spec`, in the model's size and channels (default: test where there
-        is one). With `most`, a seeded choice of as many images, in a seeded order."""
-        images = load_split(spec or self.asked.data or self.model.preset.data, split, self.model, self.asked.data_dir)
+        is one). With `most`, a seeded choice of as many images, in a seeded order.
+
+        The data that a model was trained on are made as training made them, and so is `spec`; another --data is
+        refused where its images are of another size, unless --resize is given."""
+        trained, asked = self.model.preset.data, spec or self.asked.data or self.model.preset.data
+        resize = self.asked.resize or spec is not None or asked == trained
+        images = load_split(asked, split, self.model, self.asked.data_dir, resize=resize)
         if not most:
             return images
         order = np.random.default_rng(self.asked.seed).permutation(len(images.x))[:most]
@@ -57,8 +64,23 @@ class Work:
 
     def tensor(self, images: np.ndarray) -> Tensor:
         """uint8 (N, H, W, C) -> float (N, C, H, W) on the model's device, at the centre of each pixel's bin."""
-        x = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.model.device).permute(0, 3, 1, 2)
-        return (x.float() + 0.5) / 256
+        return (self.bytes(images).float() + 0.5) / 256
+
+    def bytes(self, images: np.ndarray) -> Tensor:
+        """uint8 (N, H, W, C) -> uint8 (N, C, H, W) on the model's device."""
+        return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.model.device).permute(0, 3, 1, 2)
+
+
+def meter(step: Step, total: int) -> Callable[..., None]:
+    """Progress through several loops as one count: each call of `advance(k=1)` adds k of `total` to the bar."""
+    done = 0
+
+    def advance(k: int = 1) -> None:
+        nonlocal done
+        done += k
+        step(min(done, total), total)
+
+    return advance
 
 
 def kernel(m: Model, sampler: Sampler) -> Kernel:
@@ -137,7 +159,7 @@ def run_one(work: Work, name: str, options: Any) -> dict[str, Any]:
 
     module = import_module(f".{name.replace('-', '_')}", __package__)
     start = time.perf_counter()
-    with terminal.bar(name) as screen:
+    with terminal.bar(name) if work.first else nullcontext(work.screen) as screen:
         numbers = module.run(replace(work, screen=screen), options)
     return record(work, name, options, numbers, time.perf_counter() - start)
 

@@ -71,4 +71,4 @@ def histogram(ax, values: dict[str, np.ndarray], label: str, bins: int = 60) -> 
     for name, v in values.items():
         ax.hist(v, edges, density=True, histtype="stepfilled", alpha=0.45, label=name)
     ax.set(xlabel=label, ylabel="density")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, frameon=False)

@@ -59,7 +59,7 @@ def test_c07_c25_processes_give_the_numbers_of_one(name, tmp_path):
 @pytest.mark.parametrize("n", [1, 4, 5, 23])
 def test_parts_of_all_processes_are_the_whole(n, monkeypatch):
     """The short form: whatever the number of processes, their parts of at most 5 cover n items once."""
-    from igebm.evaluation import ranks
+    from igebm import ranks
 
     for size in (1, 2, 3, 7):
         seen = []

@@ -174,7 +174,7 @@ def check(asked) -> None:
 
 def evaluate(name: str, asked) -> int:
     """`igebm eval`: one experiment, or all; the folder with the results is printed."""
-    from .evaluation import ranks
+    from . import ranks
     from .evaluation.work import Work, folder_of, run_all, run_one
 
     m, runtime = open_model(asked.model, asked.machine)

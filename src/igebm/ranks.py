@@ -1,6 +1,11 @@
 """Several processes at one job (torchrun): who this one is, and what they tell each other. Alone, each call is free.
 
-Arrays and tensors travel, never pickles.
+Arrays and tensors travel, never pickles. Work that is shared goes round in parts, each of which seeds its own random
+numbers, so that it does not matter which process does it. The command is
+
+    torchrun --nproc-per-node 2 -m -- igebm eval NAME MODEL ...
+
+where the two dashes alone keep torchrun from taking `--n` for an option of its own.
 """
 
 import os
@@ -55,7 +60,7 @@ def wait() -> None:
         dist.barrier()
 
 
-def every(mine: np.ndarray | None) -> list[np.ndarray]:
+def from_all(mine: np.ndarray | None) -> list[np.ndarray]:
     """The arrays that processes have, in their order, on every process; those without one (None) are left out."""
     if size() > 1:
         return [a for a in gather(mine) if len(a)]
@@ -94,7 +99,7 @@ def text(said: str) -> str:
     return gather(None if sent is None else sent.copy())[0].tobytes().decode()
 
 
-def mine(n: int, batch: int) -> list[slice]:
+def my_parts(n: int, batch: int) -> list[slice]:
     """This process's share of the parts of at most `batch` that n items are cut into."""
     return list(batches(n, batch))[rank() :: size()]
 
@@ -105,9 +110,10 @@ def rows(
     """The rows (n, ...) that `compute(part)` gives for parts of at most `batch`, in order, on every process."""
     parts = list(batches(n, batch))
     mine = []
-    for i in range(rank(), len(parts), size()):
-        mine.append(np.asarray(compute(parts[i])))
-        step(parts[i].stop, n)
+    for part in my_parts(n, batch):
+        mine.append(np.asarray(compute(part)))
+        assert len(mine[-1]) == part.stop - part.start, f"{len(mine[-1])} rows for {part}"
+        step(part.stop, n)
     if size() == 1:
         return np.concatenate(mine)
     every = gather(np.concatenate(mine) if mine else None)

@@ -17,14 +17,13 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .. import __version__, model
+from .. import __version__, model, ranks
 from ..data import Images, Loader
 from ..errors import Fault, InputError
 from ..files import whole
 from ..model import Shape, batches
 from ..terminal import Screen
 from ..training.run import fingerprint
-from . import ranks
 from .features import QUIET, Extractor, of_network
 
 BATCH = 128

@@ -10,9 +10,9 @@ import matplotlib
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from .. import ranks
 from ..errors import InputError
 from ..report import figures
-from . import ranks
 from .classes import in_turn, lowest, of_classes, true_conditions
 from .judge import judge_of
 from .numbers import share

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .. import ranks
 from ..data import Images, Loader, MissingSplit
 from ..errors import Fault, InputError
 from ..model import Model, batches, build_image_net
 from ..nets.image import ImageEnergy
 from ..nets.layers import power_iteration
 from ..report import figures
-from . import ranks
 from .classes import in_turn, need_labels
 from .numbers import share
 from .settings import Finetune

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import model
+from .. import model, ranks
 from ..data import MissingSplit, latents, quantise
 from ..errors import Fault, InputError
 from ..files import whole, write_array
@@ -25,7 +25,7 @@ from ..model import Model, batches
 from ..report import figures
 from ..samplers import Kernel
 from ..samplers import run as run_chain
-from . import metrics, ranks, streams
+from . import metrics, streams
 from .features import Extractor, score_names
 from .judge import features_of
 from .settings import Generation

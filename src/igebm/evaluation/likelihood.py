@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from .. import ranks
 from ..compose import tempered
 from ..data import Images, dequantise, quantise
 from ..energy import Energy
@@ -22,7 +23,7 @@ from ..model import Model
 from ..report import figures
 from ..samplers import State
 from ..samplers import run as run_chain
-from . import partition, ranks
+from . import partition
 from .partition import Ladder, Walk
 from .settings import Likelihood
 from .work import Work, chain_settings, kernel, labels_in_turn, meter

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
+from .. import ranks
 from ..data import MissingSplit
 from ..errors import InputError
 from ..inputs import matches
 from ..model import batches
 from ..report import figures
-from . import ranks
 from .classes import of_classes
 from .features import Extractor, describe
 from .judge import features_of

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from scipy.stats import norm, rankdata
 
+from .. import ranks
 from ..data import Images
 from ..data.named import NAMES
 from ..data.outliers import MADE_UP, make
@@ -20,7 +21,6 @@ from ..energy import energy_and_grad
 from ..errors import Fault, InputError
 from ..inputs import matches
 from ..report import figures
-from . import ranks
 from .metrics import auroc
 from .settings import Ood
 from .work import Work

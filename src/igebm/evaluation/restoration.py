@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
+from .. import ranks
 from ..errors import Fault, InputError
 from ..report import figures
 from ..report.plots import grid, write_png
 from ..samplers import masked
 from ..samplers import run as run_chain
-from . import ranks
 from .classes import lowest, of_classes, true_conditions
 from .judge import Judge, judge_of
 from .masks import RULE, lower_half, read_mask

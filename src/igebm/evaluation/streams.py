@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from scipy.special import xlogy
 
-from . import ranks
+from .. import ranks
 from .features import Extractor
 from .metrics import InceptionScore, Moments, merge, moments
 

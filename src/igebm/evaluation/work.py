@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import model, terminal
+from .. import model, ranks, terminal
 from ..circumstances import circumstances
 from ..data import Images
 from ..errors import Fault, InputError
@@ -22,7 +22,6 @@ from ..model import Model
 from ..runtime import Runtime
 from ..samplers import Kernel
 from ..terminal import Screen, Step
-from . import ranks
 from .settings import EXPERIMENTS, QUICK, Common, Sampler
 
 

@@ -67,11 +67,6 @@ def from_all(mine: np.ndarray | None) -> list[np.ndarray]:
     return [] if mine is None else [mine]
 
 
-def local() -> int:
-    """This process's number on its own machine: which GPU it takes."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def agree(flag: bool) -> bool:
     """Whether any process says so."""
     if size() == 1:

@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from igebm import data, model
+from igebm import data, model, presets
 from igebm.cli import main
 from igebm.data.outliers import MADE_UP, make
 from igebm.errors import InputError
@@ -202,6 +203,46 @@ def test_a_named_set_that_is_not_at_hand_is_left_out_and_said(tmp_path, capsys, 
     assert "none of the sets is at hand" in capsys.readouterr().err
 
 
+def test_a_baseline_beside_the_model(tmp_path, capsys):
+    """-log p of a PixelCNN++ (untrained: what it says is beside the point) is scored as the energy is; its size and
+    its training stand beside it; one of other images is refused."""
+    from igebm.baselines import load
+    from igebm.baselines.saved import Baseline, build, save, settled
+    from igebm.baselines.settings import Settings
+
+    for name, size in (("small", 8), ("large", 16)):
+        shape = model.Shape(1, size, size)
+        settings = settled("pixelcnn", Settings(width=4, depth=1, mixtures=2), shape)
+        net = build("pixelcnn", settings, shape)
+        save(tmp_path / f"{name}.safetensors", Baseline(net, "pixelcnn", settings, shape, step=7, facts={"seconds": 3}))
+    path = tmp_path / "small.safetensors"
+    assert ood(tmp_path / "out", "--n", 30, "--against", "constant", "--baselines", path, "--batch", 8) == 0
+    found, baseline, test = numbers(tmp_path / "out"), load(path), data.load("digits", "test")
+    order = np.random.default_rng(0).permutation(len(test.x))[:30]
+    e_in = -baseline.log_likelihood(test.x[order])
+    e_out = -baseline.log_likelihood(make("constant", test.x[order]))
+    want = roc_auc_score(np.repeat([0, 1], 30), np.concatenate([e_in, e_out]))
+    assert found["auroc"]["constant"]["pixelcnn"] == pytest.approx(want, abs=1e-5)
+    about = found["baselines"]["pixelcnn"]
+    assert about["iterations"] == 7 and about["seconds"] == 3
+    assert about["parameters"] == sum(p.numel() for p in baseline.net.parameters())
+    assert ood(tmp_path / "out", "--against", "constant", "--baselines", tmp_path / "large.safetensors") == 2
+    assert "(1, 16, 16), digits of (1, 8, 8)" in capsys.readouterr().err
+    assert ood(tmp_path / "out", "--against", "constant", "--baselines", path, path) == 2
+    assert "--baselines names one model twice" in capsys.readouterr().err
+
+
+def test_the_papers_numbers_stand_beside_a_model_of_cifar10(tmp_path, real_data):
+    preset = replace(presets.named("cifar10-cond"), width=4, blocks="1d")
+    shape = model.Shape(3, 32, 32, data.load("cifar10", "test", data_dir=real_data).classes)
+    model.save(tmp_path / "m.safetensors", model.build_image_net(preset, shape), preset, shape, 0, {})
+    args = ("--n", 20, "--data-dir", real_data, "--against", "constant", "uniform")
+    assert ood(tmp_path, *args, where=str(tmp_path / "m.safetensors")) == 0
+    found = numbers(tmp_path)["auroc"]
+    assert found["constant"]["paper"] == {"auroc": 0.3, "glow": 0.0, "pixelcnn": 0.0}
+    assert found["uniform"]["paper"]["auroc"] == 1.0 and "average" not in found
+
+
 def test_bad_input_is_one_line(tmp_path, capsys):
     np.savez(tmp_path / "large.npz", test_x=np.zeros((9, 12, 12, 1), np.uint8), test_y=np.zeros(9, int))
     (tmp_path / "empty").mkdir()
@@ -212,6 +253,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         (["--against", str(tmp_path / "empty")], "no images found"),
         (["--n", "1"], "--n 1: give at least 2"),
         (["--score", "margin"], "score"),
+        (["--seed", "-1"], "--seed -1: give at least 1 and 0"),
+        (["--batch", "0"], "--batch 0"),
         (["--data", large, "--against", "constant"], "12x12 with 1 channel, digits takes 8x8 with 1 channel; --resize"),
     ]
     for args, said in cases:

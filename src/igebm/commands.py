@@ -177,6 +177,8 @@ def evaluate(name: str, asked) -> int:
     from . import ranks
     from .evaluation.work import Work, folder_of, run_all, run_one
 
+    if asked.common.batch < 1 or asked.common.seed < 0:
+        raise InputError(f"--batch {asked.common.batch} --seed {asked.common.seed}: give at least 1 and 0")
     m, runtime = open_model(asked.model, asked.machine)
     with ranks.together():
         out = writable_folder(asked.common.out or folder_of(asked.model))

@@ -28,6 +28,7 @@ from ..samplers import run as run_chain
 from . import metrics, streams
 from .features import Extractor, score_names
 from .judge import features_of
+from .numbers import rounded
 from .settings import Generation
 from .streams import Passed
 from .work import Work, chain_settings, kernel, meter
@@ -304,10 +305,6 @@ def row(work: Work, names: Any, fake: Passed, real: dict[str, Passed]) -> dict[s
         for name in ("precision", "recall", "density", "coverage"):
             found[f"{name}, {split}"] = rounded(getattr(manifolds, name))
     return found
-
-
-def rounded(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def draw(work: Work, samples: np.ndarray, labels: np.ndarray | None) -> None:

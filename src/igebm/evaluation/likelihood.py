@@ -24,6 +24,7 @@ from ..report import figures
 from ..samplers import State
 from ..samplers import run as run_chain
 from . import partition
+from .numbers import rounded
 from .partition import Ladder, Walk
 from .settings import Likelihood
 from .work import Work, chain_settings, kernel, labels_in_turn, meter
@@ -88,7 +89,10 @@ def run(work: Work, options: Likelihood) -> dict[str, Any]:
             "accepted": [rounded(v) for v in ladder.accepted],
             "spread": [rounded(v) for v in ladder.spread],
         },
-        "acceptance": {"forwards": rounded(np.mean(up.accepted)), "backwards": rounded(np.mean(down.accepted))},
+        "acceptance": {
+            "forwards": rounded(float(up.accepted.mean())),
+            "backwards": rounded(float(down.accepted.mean())),
+        },
         "figures": ["likelihood.png", "likelihood-ais.png"],
     }
 
@@ -256,10 +260,6 @@ def shown(m: Model, condition: np.ndarray) -> Any:
 
 def spread(e: np.ndarray) -> dict[str, Any]:
     return {"mean": rounded(e.mean()), "std": rounded(e.std()), "n": len(e)}
-
-
-def rounded(value: Any) -> float:
-    return float(f"{value:.6g}")
 
 
 def draw(work: Work, energies: dict[str, np.ndarray], up: Walk, down: Walk, temperature: float) -> None:

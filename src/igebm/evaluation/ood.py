@@ -22,6 +22,7 @@ from ..errors import Fault, InputError
 from ..inputs import matches
 from ..report import figures
 from .metrics import auroc
+from .numbers import rounded
 from .settings import Ood
 from .work import Work
 
@@ -78,7 +79,7 @@ def run(work: Work, options: Ood) -> dict[str, Any]:
     published = PAPER if m.preset.data == test.name == "cifar10" else {}
     table: dict[str, dict[str, Any]] = {}
     for name, out in outside.items():
-        row: dict[str, Any] = against(inside.energies[""], out.energies[""]) | {"n": len(out.images.x)}
+        row = against(inside.energies[""], out.energies[""]) | {"n": len(out.images.x)}
         for b in baselines:
             row[b] = rounded(auroc(inside.energies[b], out.energies[b]))
         table[name] = row | ({"paper": published[name]} if name in published else {})
@@ -169,7 +170,7 @@ def where(work: Work, images: Images, score: str) -> str:
     return "the label with the lowest energy"
 
 
-def against(e_in: Float[np.ndarray, "m"], e_out: Float[np.ndarray, "n"]) -> dict[str, float]:
+def against(e_in: Float[np.ndarray, "m"], e_out: Float[np.ndarray, "n"]) -> dict[str, Any]:
     """AUROC, P(E_in < E_out) + ½ P(E_in = E_out), with its 95 % interval."""
     low, high = interval(e_in, e_out)
     return {"auroc": rounded(auroc(e_in, e_out)), "low": rounded(low), "high": rounded(high)}
@@ -228,10 +229,6 @@ def about(baseline: Any) -> dict[str, Any]:
     """How large a baseline is, what it was trained on and for how long, for the table's reader."""
     facts = {k: v for k, v in baseline.facts.items() if isinstance(v, str | int | float)}
     return facts | {"parameters": sum(p.numel() for p in baseline.net.parameters()), "iterations": baseline.step}
-
-
-def rounded(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def draw(work: Work, score: str, inside: Scored, outside: dict[str, Scored], table: dict[str, dict]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from igebm import model, presets, pretrained
 from igebm.cli import COMMANDS, main
@@ -405,9 +405,8 @@ def test_a_flipped_bit_in_a_model_is_noticed(run_folder, tmp_path, capsys):
 
 def test_c20_a_renamed_weight_is_named(run_folder, tmp_path, capsys):
     """Missing and extra key, never random weights; and a file of somebody else's is foreign, not broken."""
-    tensors = load_file(run_folder / "model.safetensors")
+    tensors, about = model.read(run_folder / "model.safetensors")
     tensors["module.towers.0.stem.weight"] = tensors.pop("towers.0.stem.weight")
-    about = json.loads(model.safe_open(run_folder / "model.safetensors", framework="pt").metadata()["igebm"])
     about["sha256"] = model.digest(tensors)
     save_file(tensors, tmp_path / "renamed.safetensors", {"igebm": json.dumps(about)})
     line = mistake(capsys, "sample", tmp_path / "renamed.safetensors")
@@ -418,8 +417,7 @@ def test_c20_a_renamed_weight_is_named(run_folder, tmp_path, capsys):
 
 def test_foreign_values_in_a_models_metadata_are_one_line(run_folder, tmp_path):
     """Wrong shapes, classes and settings; in one process of its own, without type checks."""
-    tensors = load_file(run_folder / "model.safetensors")
-    about = json.loads(model.safe_open(run_folder / "model.safetensors", framework="pt").metadata()["igebm"])
+    tensors, about = model.read(run_folder / "model.safetensors")
     had = about["settings"]
     foreign = (
         {"shape": [1, 8]}, {"classes": 5}, {"settings": had | {"blocks": 3}}, {"settings": [1]},

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from igebm.model import Shape
 from igebm.samplers import langevin, run
 from igebm.training import state as states
 from igebm.training.guard import Divergence, Guard
-from igebm.training.loop import Watcher, train, train_step
+from igebm.training.loop import Watcher, open_log, train, train_step, write_line
 from igebm.training.run import new, resume
 
 RUN = [sys.executable, "-m", "igebm", "train"]
@@ -39,11 +40,12 @@ SETTINGS = (
 ).split()
 
 
-def kill_and_resume(tmp_path: Path, kills: int, steps: int, number: signal.Signals) -> None:
-    """A run killed `kills` times at random moments and resumed each time ends with the numbers of one that was not."""
+def kill_and_resume(tmp_path: Path, kills: int, steps: int, number: signal.Signals) -> list[int]:
+    """A run killed `kills` times at random moments and resumed each time ends with the numbers of one that was not.
+    Returns the steps of the checkpoints that it was killed at."""
     out, rng = tmp_path / "killed", random.Random(0)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*RUN, "--steps", str(steps), "--out", str(out), *SETTINGS]
+    command, reached = [*RUN, "--steps", str(steps), "--out", str(out), *SETTINGS], []
     for _ in range(kills):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         end = time.monotonic() + 60
@@ -53,7 +55,8 @@ def kill_and_resume(tmp_path: Path, kills: int, steps: int, number: signal.Signa
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert process.returncode in (-number, 130, 0), err.decode()
-        states.read_checkpoint(out, pytest.fail)  # whole: pytest.fail is what would be told of a damaged one
+        # Whole: pytest.fail is what would be told of a damaged one.
+        reached.append(states.read_checkpoint(out, pytest.fail)["counters"]["step"])
         command = [*RUN, "--resume", str(out), "--steps", str(steps)]
     last = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert last.returncode == 0, last.stderr
@@ -65,6 +68,7 @@ def kill_and_resume(tmp_path: Path, kills: int, steps: int, number: signal.Signa
     (saved, log), (want, want_log) = contents(out), contents(straight)
     assert_same(saved, want)
     assert log == want_log
+    return reached
 
 
 def test_killed_twice_and_resumed_is_uninterrupted(tmp_path):
@@ -75,6 +79,42 @@ def test_killed_twice_and_resumed_is_uninterrupted(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_twenty_times_and_resumed_is_uninterrupted(tmp_path, number):
     kill_and_resume(tmp_path, 20, 3000, number)
+
+
+@pytest.mark.parametrize("spinning", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_sigterm_under_load_saves_and_ends(spinning, tmp_path):
+    """While other processes take all the machine: the signal is seen between two chain steps, the run saves, ends with
+    130 and goes on."""
+    out = tmp_path / "run"
+    spin = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(spinning)]
+    try:
+        process = subprocess.Popen([*RUN, "--steps", "100000", "--out", str(out), *SETTINGS], stderr=subprocess.PIPE)
+        end = time.monotonic() + 120
+        while not (out / "metrics.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 130 and b"Traceback" not in err and time.monotonic() - started < 30
+    finally:
+        for other in spin:
+            other.kill()
+            other.wait()
+    step = states.read_checkpoint(out, pytest.fail)["counters"]["step"]
+    assert main(["train", "--resume", str(out), "--steps", str(step + 1)]) == 0
+
+
+def test_of_two_runs_started_at_once_in_one_folder_one_goes_on(tmp_path):
+    """Neither writes into the other's: one ends with 2, the other with its own numbers."""
+    out = tmp_path / "run"
+    command = [*RUN, "--steps", "30", "--out", str(out), *SETTINGS]
+    both = [subprocess.Popen([*command, "--seed", str(i)], stderr=subprocess.PIPE, text=True) for i in range(2)]
+    told = [process.communicate(timeout=120)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 2], told
+    assert re.search("another process is training|already holds a run", told[codes.index(2)])
+    saved = states.read_checkpoint(out, pytest.fail)
+    assert saved["counters"]["step"] == 30 and saved["facts"]["seed"] == codes.index(0)
 
 
 # Disks
@@ -116,6 +156,54 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(dataset, tmp_path
     saved = states.read_checkpoint(tmp_path / "moved", print)
     step = saved["counters"]["step"]
     assert main(["train", "--resume", str(tmp_path / "moved"), "--steps", str(step + 2)]) == 0
+
+
+LIMITED = """
+import resource, sys
+from igebm.cli import main
+out, data, *settings = sys.argv[1:]
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for limit in (100, 3_000, 8_000, 20_000):  # bytes that a file may have: as a full disk does, the write fails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    codes = [main(["train", "--steps", "6", "--out", f"{out}-{limit}", *settings])]
+    codes += [main(["sample", "digits", "--n", "300", "--steps", "0", "--out", f"{out}-s"])]
+    codes += [main(["energy", "digits", data, "--out", f"{out}-e.csv"])]
+    print(limit, *codes, flush=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+"""
+
+
+def test_every_file_that_cannot_be_written_is_named(tmp_path):
+    """Checkpoint, model, settings, pictures, arrays, tables: exit code 1 and one line that names the file; nothing
+    half-written stays."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "many.npz", x=rng.integers(0, 256, (3000, 8, 8, 1), dtype=np.uint8))
+    args = [sys.executable, "-c", LIMITED, str(tmp_path / "run"), str(tmp_path / "many.npz"), *SETTINGS]
+    done = subprocess.run([*args, "--width", "16"], capture_output=True, text=True, timeout=300)
+    assert [line.split()[1:] for line in done.stdout.splitlines() if line[0].isdigit()] == [["1", "1", "1"]] * 4, done
+    told = [line for line in done.stderr.splitlines() if line.startswith("igebm: ")]
+    assert len(told) == 12 and all("cannot write" in line and str(tmp_path) in line for line in told), told
+    assert "Traceback" not in done.stderr and not list(tmp_path.rglob("*.part"))
+
+
+def test_a_line_of_the_log_that_cannot_be_written_is_a_fault_and_said_once(tmp_path):
+    """Closing the log afterwards does not fail once more and hide what was said."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": "two"}\n[1]\n{"step": 9}\n{"st')
+    with open_log(tmp_path, 5) as log:
+        write_line(log, {"step": 2, "loss": 0.1})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2, "loss": 0.1}\n'
+    with pytest.raises(Fault, match="cannot write /dev/full: No space left"), open("/dev/full", "ab", 0) as full:
+        write_line(full, {"step": 3})
+
+
+def test_a_folder_of_the_users_own_keeps_its_files(dataset, tmp_path):  # noqa: F811
+    """--out may be a folder with other things in it: hidden .part files deeper in it are not a killed run's."""
+    out = tmp_path / "mine"
+    (out / "films").mkdir(parents=True)
+    (out / "films" / ".film.mp4.abc.part").write_text("half of a download")
+    new("tiny", replace(TINY, data=str(dataset)), CPU, out)
+    resume(out, lambda had: replace(had, steps=8), CPU)
+    assert (out / "films" / ".film.mp4.abc.part").read_text() == "half of a download"
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -191,6 +279,20 @@ def test_a_clock_set_back_changes_nothing(dataset, tmp_path, monkeypatch):  # no
     assert seconds == sorted(seconds) and seconds[0] >= 0
 
 
+def test_files_from_the_future_change_nothing(dataset, tmp_path):  # noqa: F811
+    """A clock that was set back leaves files with times to come: a run resumes, its log and its data are read."""
+    ends = []
+    for name in ("a", "b"):
+        new("tiny", replace(TINY, data=str(dataset), steps=4), CPU, tmp_path / name)
+        if name == "b":
+            for path in [dataset, tmp_path / name, *(tmp_path / name).rglob("*")]:
+                os.utime(path, (4e9, 4e9))  # in 2096
+        resume(tmp_path / name, lambda had: replace(had, steps=8), CPU)
+        ends.append(contents(tmp_path / name))
+    assert_same(*(saved for saved, _ in ends))
+    assert ends[0][1] == ends[1][1]
+
+
 @pytest.mark.parametrize("where", ["weights", "gradient", "data"])
 @pytest.mark.parametrize("choice", ["stop", "rollback"])
 def test_nan_is_stopped_or_rolled_back_as_chosen(where, choice, tmp_path, monkeypatch):
@@ -248,6 +350,34 @@ def test_a_chain_that_explodes_stops_the_run(tmp_path):
         Guard(10.0).check(
             3, dict(e_pos=0.0, e_neg=0.0, gap=0.0, loss=0.0, gradient=1.0, chain_gradient=info.g.norm().item())
         )
+
+
+def test_a_run_that_really_explodes_says_what_to_lower_and_goes_on_when_it_is_lowered(tmp_path, capsys):
+    """A network without spectral norm, steps of 10 and no squares of energies: three rollbacks, then exit code 1 with
+    step, cause and remedy; the last good checkpoint resumes with the remedy."""
+    out = tmp_path / "run"
+    wild = ["--no-spectral", "--lr", "10", "--alpha", "0", "--sigma-clip", "none", "--clip", "0"]
+    assert main(["train", "--steps", "300", "--out", str(out), *SETTINGS, *wild]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert sum("Going back to step" in line for line in told) == 3
+    assert re.search(r"igebm: diverged at step \d+: .*lower --lr .*after 3 rollbacks.*last good checkpoint", told[-1])
+    saved = states.read_checkpoint(out, pytest.fail)
+    assert all(torch.isfinite(t).all() for t in saved["net"].values() if t.is_floating_point())
+    steps = str(saved["counters"]["step"] + 3)
+    tame = ["--lr", "1e-4", "--alpha", "1", "--sigma-clip", "paper", "--clip", "0.01"]
+    assert main(["train", "--resume", str(out), "--steps", steps, *tame]) == 0
+
+
+def test_c19_nan_everywhere_ends_with_1_and_names_it(dataset, tmp_path, capsys):  # noqa: F811
+    """A model that is not a number anywhere: no energies and no samples of it are written."""
+    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    m = model.load(tmp_path / "run")
+    with torch.no_grad():
+        m.net.towers[0].head.bias.fill_(math.nan)
+    model.save(tmp_path / "nan.safetensors", m.net, m.preset, m.shape, m.step, m.facts)
+    out = tmp_path / "e.csv"
+    assert main(["energy", str(tmp_path / "nan.safetensors"), str(dataset), "--out", str(out)]) == 1
+    assert "25 of 25 energies are not finite" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_model_with_broken_weights_says_so(dataset, tmp_path, capsys):  # noqa: F811

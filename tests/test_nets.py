@@ -2,6 +2,7 @@
 counts them."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from igebm.energy import energy_and_grad, given
 from igebm.errors import InputError
 from igebm.model import Shape, build_net
 from igebm.nets.fold import Twin, attached, fold, frozen, pooled
-from igebm.nets.image import ImageEnergy
+from igebm.nets.image import ImageEnergy, least_weights
 from igebm.nets.layers import Conditional, ResBlock, SpectralConv2d, power_iteration
 from igebm.nets.trajectory import TrajectoryEnergy
 from igebm.presets import parse_blocks
+from igebm.training import ema
 
 Y = torch.tensor([0, 3, -1, 9])
 
@@ -95,6 +97,28 @@ def test_c10_vectors_have_unit_length_and_find_the_norm():
     conv.power_iteration(30)
     assert conv.u.norm().item() == pytest.approx(1, abs=1e-5) and conv.v.norm().item() == pytest.approx(1, abs=1e-5)
     assert largest(conv.normalised()) == pytest.approx(1, abs=0.01)
+
+
+def test_c10_the_report_itself():
+    """weight diag(3, 1, 1, 1), averages of decay 0.99 over 200 steps at learning rate 0, the vectors drawn anew at 50,
+    100 and 150: the averaged layer's vectors have length 1, its norm is 1, and it gives what the layer gives."""
+    layer = nn.Sequential(SpectralConv2d(4, 4, 1))
+    conv = layer[0]
+    with torch.no_grad():
+        conv.weight.copy_(torch.diag(torch.tensor([3.0, 1, 1, 1])).reshape(4, 4, 1, 1))
+    averages = ema.start(layer)
+    for step in range(200):
+        if step % 50 == 0:
+            conv.u.copy_(nn.functional.normalize(torch.randn(4), dim=0))
+        layer(torch.randn(2, 4, 3, 3))
+        power_iteration(layer)
+        ema.update(averages, layer, 0.99, step)
+    averaged = ema.network(averages, layer)[0]
+    assert averaged.u.norm().item() == pytest.approx(1, abs=1e-5)
+    assert averaged.v.norm().item() == pytest.approx(1, abs=1e-5)
+    assert largest(averaged.normalised()) == pytest.approx(1, abs=0.01)
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.allclose(averaged(x), conv(x), atol=1e-5)
 
 
 # Folding
@@ -246,6 +270,18 @@ def test_figure_parameter_counts(name):
     n = build_net(preset, Shape(3, 32, 32, tuple("abcdefghij")))
     got = sum(m.weight.numel() for m in n.modules() if isinstance(m, SpectralConv2d))
     assert got == convolutions(preset.blocks, 128)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_the_least_weights_are_a_bound_not_far_below(name):
+    preset = replace(presets.named(name), width=8)
+    if preset.network != "image":
+        pytest.skip("a network of time series")
+    for classes in ((), tuple("abcdefghij")):
+        conditional = replace(preset, conditional=bool(classes))
+        total = sum(p.numel() for p in build_net(conditional, Shape(3, 32, 32, classes)).parameters())
+        least = least_weights(8, presets.parse_blocks(preset.blocks), len(classes), preset.scales)
+        assert 0.5 * total < least <= total
 
 
 def test_released_large_net_has_18_6_million_weights():

@@ -250,6 +250,16 @@ def test_c19_not_a_number_is_rejected_and_counted(kernel, generator):
     assert sum(int(n) for _, n in seen) > 0
 
 
+@pytest.mark.parametrize("kernel", [mala(0.3), hmc(0.5, 5)], ids=["mala", "hmc"])
+def test_c19_where_nothing_is_a_number_nothing_moves(kernel, generator):
+    """nan everywhere: no chain moves, every step counts as divergent, and what is not a number stays one."""
+    x = torch.randn(50, 1, dtype=torch.float64, generator=generator)
+    divergent = []
+    note = lambda k, s, info: divergent.append(info.divergent.all())
+    state, info = run(kernel, lambda x: x[:, 0] * torch.nan, x, 5, generator, note)
+    assert torch.equal(state.x, x) and all(divergent) and state.e.isnan().all() and (info.accept_prob == 0).all()
+
+
 # MPPI
 
 

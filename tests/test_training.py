@@ -3,14 +3,17 @@ resuming."""
 
 import json
 import math
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from igebm import data, presets
+from igebm import data, model, presets
 from igebm.buffer import Buffer
 from igebm.data import Images, Loader
 from igebm.data.series import Series, Windows, statistics
@@ -26,7 +29,7 @@ from igebm.training import ema, guard, optim
 from igebm.training import state as states
 from igebm.training.guard import PATIENCE, Divergence, Guard
 from igebm.training.loop import Watcher, train, train_step
-from igebm.training.run import new, resume
+from igebm.training.run import FIXED, new, resume
 
 TINY = replace(
     presets.named("digits"),
@@ -410,6 +413,28 @@ def test_c04_resumed_is_uninterrupted_bit_for_bit(options, dataset, tmp_path, ca
         assert log == its_log
 
 
+def test_c04_the_order_of_files_on_the_disk_does_not_matter(tmp_path):
+    """The same folder of pictures, written in another order (other inodes, other times): the same batches to the bit,
+    also after a stop in mid-epoch; the second epoch is in another order than the first."""
+    x = images(11)
+    for name, order in (("a", range(11)), ("b", reversed(range(11)))):
+        for i in order:
+            path = tmp_path / name / x.classes[x.y[i]] / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x.x[i, ..., 0]).save(path)
+            os.utime(path, (i, i))
+    p = replace(TINY, batch=4, save_every=100)
+    new("tiny", replace(p, data=str(tmp_path / "a"), steps=8), CPU, tmp_path / "straight")
+    new("tiny", replace(p, data=str(tmp_path / "b"), steps=4), CPU, tmp_path / "stopped")
+    resume(tmp_path / "stopped", lambda had: replace(had, steps=8), CPU)
+    (a, log), (b, its_log) = contents(tmp_path / "straight"), contents(tmp_path / "stopped")
+    for part in ("net", "averages", "optimizer", "buffer", "counters"):
+        assert_same(a[part], b[part])
+    assert log == its_log
+    epochs = [data.batch_indices(11, 11, seen, p.seed).tolist() for seen in (0, 11)]
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
+
+
 def test_c16_saving_again_and_looking_change_nothing(dataset, tmp_path):
     """Raw weights, averages and their count, moments, buffer and step survive a save, a load and an evaluation in
     between."""
@@ -424,6 +449,65 @@ def test_c16_saving_again_and_looking_change_nothing(dataset, tmp_path):
     assert_same(before, after)
     assert any(not torch.equal(after["averages"][k], after["net"][k]) for k in after["averages"])
     assert after["counters"]["step"] == 6
+
+
+def test_c16_resuming_for_no_more_steps_changes_no_byte(dataset, tmp_path, capsys):
+    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    assert resume(tmp_path / "run", lambda had: had, CPU)[0].step == 6
+    assert "already at step 6" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
+
+
+def test_c20_weights_of_any_layout_are_saved_under_the_same_names(tmp_path):
+    """At step 0, where the average is the network; in channels-last memory: the same keys, no prefix, the same energies
+    within 1e-6, from the checkpoint and from the model file."""
+    plain, x = fresh()
+    other, _ = fresh()
+    other.net.to(memory_format=torch.channels_last)
+    z, y = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    keys = []
+    for name, state in (("plain", plain), ("other", other)):
+        (tmp_path / name).mkdir()
+        states.save_checkpoint(tmp_path / name, state, RUNTIME)
+        states.save_model(tmp_path / name / "model.safetensors", state)
+        saved, _ = fresh(replace(TINY, seed=7))
+        states.restore(saved, states.read_checkpoint(tmp_path / name, pytest.fail), tmp_path)
+        loaded = model.load(tmp_path / name)
+        keys.append(set(loaded.net.state_dict()))
+        with torch.no_grad():
+            want = plain.net(z, y)
+            assert torch.allclose(saved.net(z, y), want, atol=1e-6)
+            assert torch.allclose(loaded.net(z, y), want, atol=1e-4)  # its norms are worked out anew
+    assert keys[0] == keys[1] and not any(key.startswith(("module.", "_orig_mod.")) for key in keys[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_c20_a_compiled_run_saves_what_a_plain_one_does(dataset, tmp_path):
+    p = replace(TINY, data=str(dataset), steps=2)
+    for name, machine in (("plain", CPU), ("compiled", replace(CPU, compile="on"))):
+        new("tiny", p, machine, tmp_path / name)
+    a, b = (states.read_checkpoint(tmp_path / name, pytest.fail) for name in ("plain", "compiled"))
+    assert a["net"].keys() == b["net"].keys() and a["averages"].keys() == b["averages"].keys()
+    z, y = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    one, two = (model.load(tmp_path / name).net for name in ("plain", "compiled"))
+    with torch.no_grad():
+        assert torch.allclose(one(z, y), two(z, y), atol=1e-3)
+
+
+def test_c32_what_a_checkpoint_is_made_of_cannot_change(dataset, tmp_path):
+    """Every setting that the weights, the buffer or the stream of data are made of is refused by its name."""
+    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    others = dict(
+        image_size=16, channels=3, conditional=False, width=8, blocks="1", stem="4x4/2", activation="swish",
+        modulation="release", skip_kernel=3, head_relu=True, scales=2, spectral=False, init="unit", buffer_size=32,
+        buffer_policy="ring", buffer_rounding="release", seed=1, past=4,
+    )  # fmt: skip
+    assert set(others) == FIXED - {"network"}
+    for name, value in others.items():
+        with pytest.raises(InputError, match=rf"cannot change {presets.flag(name)} .* -> "):
+            resume(tmp_path / "run", lambda had, n=name, v=value: replace(had, steps=9, **{n: v}), CPU)
 
 
 def test_c32_resume_with_other_settings(dataset, tmp_path, capsys):
@@ -455,11 +539,23 @@ def test_c32_other_data_are_named(dataset, tmp_path, capsys):
         resume(tmp_path / "run", lambda had: replace(had, steps=8), CPU)
 
 
-def test_c25_fewer_images_than_a_batch_train_with_repeats(tmp_path, capsys):
-    x = images(3)
-    np.savez(tmp_path / "three.npz", train_x=x.x, train_y=x.y, classes=np.array(x.classes))
-    outcome, _ = new("tiny", replace(TINY, data=str(tmp_path / "three.npz")), CPU, tmp_path / "run")
-    assert outcome.step == 6 and "3 images, fewer than the batch of 8" in capsys.readouterr().err
+@pytest.mark.parametrize("n", [3, 1])
+def test_c25_fewer_images_than_a_batch_train_with_repeats(n, tmp_path, capsys):
+    x = images(n)
+    np.savez(tmp_path / "few.npz", train_x=x.x, train_y=x.y, classes=np.array(x.classes))
+    outcome, _ = new("tiny", replace(TINY, data=str(tmp_path / "few.npz")), CPU, tmp_path / "run")
+    assert outcome.step == 6 and f"{n} images, fewer than the batch of 8" in capsys.readouterr().err
+    assert contents(tmp_path / "run")[0]["counters"]["seen"] == 6 * 8
+
+
+def test_c17_one_class_is_a_class(tmp_path):
+    """A conditional model of a single class: trained, with its one label, and asked for by name."""
+    x = images(9, classes=1)
+    np.savez(tmp_path / "one.npz", train_x=x.x, train_y=x.y, classes=np.array(x.classes))
+    new("tiny", replace(TINY, data=str(tmp_path / "one.npz")), CPU, tmp_path / "run")
+    m = model.load(tmp_path / "run")
+    assert m.shape.classes == ("class 0",) and m.label("class 0") == 0
+    assert m.sample(2, label="class 0", steps=1)[1].tolist() == [0, 0]
 
 
 def test_init_from_takes_weights_alone(dataset, tmp_path):

@@ -149,22 +149,29 @@ class Buffer:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Raises InputError where the saved buffer has another capacity, sample shape or dtype."""
+        """Raises InputError where the saved buffer has another capacity, sample shape or dtype, or does not fit
+        itself."""
         x, y = saved["x"], saved["y"]
+        kind = lambda t: None if t is None else (t.dtype, tuple(t.shape[1:]))
         for what, got, want in (
             ("capacity", saved["capacity"], self.capacity),
             ("sample shape", tuple(x.shape[1:]), tuple(self.x.shape[1:])),
             ("dtype", x.dtype, self.x.dtype),
-            ("labels", y is not None, self.y is not None),
+            ("labels", kind(y), kind(self.y)),
         ):
             if got != want:
                 raise InputError(
                     f"the saved buffer's {what} is {got}, this run's is {want}; resume with the settings it was "
                     f"made with"
                 )
+        if len(x) > self.capacity or (y is not None and len(y) != len(x)) or not 0 <= saved["cursor"] <= self.capacity:
+            raise InputError(
+                f"the saved buffer is damaged: {len(x)} samples, {'no' if y is None else len(y)} labels and the cursor "
+                f"at {saved['cursor']}, for a capacity of {self.capacity}"
+            )
         self.size, self.cursor = len(x), saved["cursor"]
         self.x[: self.size] = x.to(self.x.device)
-        if self.y is not None:
+        if self.y is not None and y is not None:
             self.y[: self.size] = y.to(self.y.device)
 
 

@@ -6,7 +6,6 @@ Heavy imports wait inside the functions, so that --help answers at once.
 import contextlib
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from . import __version__, presets
+from . import __version__, presets, terminal
 from .baselines import settings as baselines
 from .errors import Fault, InputError, unknown
 from .evaluation.settings import EXPERIMENTS, All, Common, Concepts, Rollout
@@ -313,9 +312,10 @@ class Bench:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0: done, 1: a fault while running, 2: the user's mistake, 130: interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
+    terminal.open_streams()
     try:
         code = _dispatch(args)
-        sys.stdout.flush() if sys.stdout is not None else None
+        terminal.flush_results()
         return code
     except InputError as error:
         return _fail(2, str(error))
@@ -324,13 +324,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
     except BrokenPipeError:
-        # Whoever read our output has stopped reading: nothing is wrong. Python must not flush to the closed pipe at
-        # exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout = None  # whoever read our output has stopped reading: nothing is wrong
         return 0
     except (MemoryError, OSError) as error:
+        with contextlib.suppress(OSError):
+            terminal.flush_results()
         return _fail(1, f"{error or 'out of memory'}")
     except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            return _fail(1, f"chains cannot be compiled here ({str(error).splitlines()[0]}); use --compile off")
         if not re.search("out of memory|can't allocate memory", str(error)):
             raise
         return _fail(1, "out of memory; lower --batch, --width or --buffer-size")
@@ -396,15 +398,14 @@ def _resume(asked: Train, args: list[str]) -> int:
 
 def _ended(outcome: Any, folder: Path) -> int:
     from . import ranks
-    from .terminal import clock, say
 
     if outcome.reason == "interrupted":
-        say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
+        terminal.say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
         return 130
     ended = "time is up at step" if outcome.reason == "minutes" else "step"
-    say(
-        f"{ended} {outcome.step} after {clock(outcome.seconds)}; pictures in {folder / 'samples'}; next: igebm "
-        f"sample {folder}"
+    terminal.say(
+        f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; pictures in {folder / 'samples'}; "
+        f"next: igebm sample {folder}"
     )
     if ranks.rank() == 0:
         print(folder)
@@ -459,10 +460,8 @@ def list_presets(args: list[str]) -> int:
         }
         print(json.dumps(every, indent=2))
         return 0
-    from .terminal import table
-
     print(
-        table(
+        terminal.table(
             [
                 {"preset": n, "data": e.preset.data, "reproduces": e.source, "note": e.note}
                 for n, e in presets.PRESETS.items()
@@ -475,7 +474,6 @@ def list_presets(args: list[str]) -> int:
 def list_models(args: list[str]) -> int:
     asked = parse(Models, "models", args)
     from . import pretrained
-    from .terminal import pretty, table
 
     if asked.name is not None and asked.name not in pretrained.names():
         raise unknown("bundled model", asked.name, pretrained.names())
@@ -483,10 +481,10 @@ def list_models(args: list[str]) -> int:
     if asked.json:
         print(json.dumps(cards, indent=2))
     elif asked.name:
-        print("\n".join(pretty(cards[asked.name])))
+        print("\n".join(terminal.pretty(cards[asked.name])))
     else:
         shown = ("parameters", "iterations", "note")
-        print(table([{"model": name} | {k: card[k] for k in shown} for name, card in cards.items()]))
+        print(terminal.table([{"model": name} | {k: card[k] for k in shown} for name, card in cards.items()]))
     return 0
 
 
@@ -498,9 +496,7 @@ def list_data(args: list[str]) -> int:
     if asked.json:
         print(json.dumps(rows, indent=2))
         return 0
-    from .terminal import table
-
-    print(table(rows))
+    print(terminal.table(rows))
     return 0
 
 
@@ -608,10 +604,10 @@ def _baseline_ended(trained: Any, outcome: Any, folder: Path) -> int:
 def bench(args: list[str]) -> int:
     asked = parse(Bench, "bench", args)
     from .benchmarks.speed import bench as run
-    from .files import writable_folder, write_json
+    from .files import writable_file, write_json
 
     if asked.json is not None:
-        writable_folder(asked.json.parent)  # before minutes of work
+        writable_file(asked.json)  # before minutes of work
     measured = run(asked.machine, asked.quick)
     if asked.json is not None:
         write_json(asked.json, measured)
@@ -674,6 +670,7 @@ def parse(kind: Any, command: str, args: list[str], default: Any = None) -> Any:
             return tyro.cli(kind, prog=f"igebm {command}", args=args, **more)
     except SystemExit as end:
         if not end.code:
+            terminal.flush_results()
             raise
         raise InputError(f"{one_line(printed.getvalue())}; see igebm {command} --help") from None
 
@@ -697,10 +694,8 @@ def one_line(panel: str) -> str:
 
 
 def _fail(code: int, message: str) -> int:
-    from .terminal import say
-
     # A mistake is every process's, and said once; a fault may be one's alone.
-    say("igebm: " + " ".join(message.split()), always=code == 1)
+    terminal.say("igebm: " + " ".join(message.split()), always=code == 1)
     return code
 
 

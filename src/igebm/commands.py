@@ -12,8 +12,8 @@ import torch
 
 from . import __version__, data, forecast, model, terminal
 from .data import Images
-from .errors import Fault, InputError
-from .files import writable_folder, write_array, write_json, write_text
+from .errors import Fault, InputError, within
+from .files import what_is, writable_file, writable_folder, write_array, write_json, write_text
 from .inputs import labels_for, load_split, matches, open_model
 from .model import Model
 from .report.plots import by_class, grid, write_png
@@ -21,13 +21,15 @@ from .runtime import probe
 from .training.run import free_folder
 from .training.state import read_checkpoint
 
+MOST = 10_000_000
+"""of images, of those at a time, of steps: a slip of the keyboard, not a wish"""
+
 
 def sample(asked) -> Path:
     """`igebm sample`: the folder with samples.png, samples.npy, labels.npy and sample.json."""
-    if asked.n < 1 or asked.batch < 1:
-        raise InputError(f"--n {asked.n} --batch {asked.batch}: give at least 1 of each")
-    if asked.steps is not None and asked.steps < 0:
-        raise InputError(f"--steps {asked.steps}: give 0 or more")
+    for flag, value, low in (("--n", asked.n, 1), ("--batch", asked.batch, 1), ("--steps", asked.steps, 0)):
+        within(flag, value, low, MOST)
+    within("--seed", asked.seed, 0, 2**31 - 1)
     m, _ = open_model(asked.model, asked.machine)
     start, labels = starts(asked, m)
     steps = asked.steps
@@ -101,7 +103,7 @@ def starts(asked, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 def from_buffer(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """The images and labels in a run's replay buffer."""
-    if not folder.is_dir():
+    if what_is(folder) != "folder":
         raise InputError(
             f"--init buffer needs a run folder with its checkpoint, got the file {folder}; use --init noise"
         )
@@ -111,12 +113,11 @@ def from_buffer(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def energy(asked) -> None:
     """`igebm energy`: one energy an image, to a file or as CSV to stdout."""
-    if asked.batch < 1:
-        raise InputError(f"--batch {asked.batch}: give at least 1")
+    within("--batch", asked.batch, 1, MOST)
     if asked.out is not None and asked.out.suffix not in (".csv", ".npy"):
         raise InputError(f"--out {asked.out}: give a name that ends in .csv or .npy")
     if asked.out is not None:
-        writable_folder(asked.out.parent)  # before the work
+        writable_file(asked.out)  # before the work
     m, _ = open_model(asked.model, asked.machine)
     images = load_split(asked.data, asked.split, m, asked.data_dir, asked.skip_bad)
     labels = labels_for(asked.at, images, m)
@@ -174,11 +175,11 @@ def check(asked) -> None:
 
 def evaluate(name: str, asked) -> int:
     """`igebm eval`: one experiment, or all; the folder with the results is printed."""
+    within("--batch", asked.common.batch, 1, MOST)
+    within("--seed", asked.common.seed, 0, 2**31 - 1)
     from . import ranks
     from .evaluation.work import Work, folder_of, run_all, run_one
 
-    if asked.common.batch < 1 or asked.common.seed < 0:
-        raise InputError(f"--batch {asked.common.batch} --seed {asked.common.seed}: give at least 1 and 0")
     m, runtime = open_model(asked.model, asked.machine)
     with ranks.together():
         out = writable_folder(asked.common.out or folder_of(asked.model))

@@ -10,10 +10,10 @@ import torch
 from . import inference, terminal, terms
 from .circumstances import circumstances
 from .data import quantise
-from .data.decode import DAMAGED, Picture, decode
+from .data.decode import Picture, decode
 from .data.latents import drawn
 from .errors import Fault, InputError
-from .files import writable_folder, write_array, write_json
+from .files import what_is, writable_folder, write_array, write_json
 from .inputs import open_model
 from .model import Model, batches, build_kernel
 from .report import figures
@@ -116,13 +116,13 @@ def infer(asked) -> Path:
 
 def read_picture(path: Path, m: Model) -> np.ndarray:
     """An image file as one of the model's images, uint8 (1, H, W, C): short side resized, central square cut out."""
-    if not path.is_file():
+    if what_is(path) != "file":
         raise InputError(f"no image {path}: give a PNG, JPEG or another picture")
     if m.shape.height != m.shape.width:
         raise InputError(f"{m.name} is of images {m.shape.height}x{m.shape.width}; only square ones can be read here")
     try:
         return decode(Picture(str(path), lambda: path), m.shape.height, m.shape.channels)[None]
-    except DAMAGED as error:
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
         raise InputError(f"{path} cannot be read as a picture: {' '.join(str(error).split())[:120]}") from error
 
 

@@ -26,3 +26,9 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> InputError:
         else f"known: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
     )
     return InputError(f"unknown {kind} {got!r}; {hint}")
+
+
+def within(flag: str, value: int | None, low: int, high: int) -> None:
+    """Raises InputError for a number outside low..high; None is no number."""
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{flag} {str(value) if abs(value) < 2**63 else '...'}: choose between {low:,} and {high:,}")

@@ -2,11 +2,12 @@
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,14 +61,43 @@ def write_array(path: Path, values: np.ndarray) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-def writable_folder(path: Path) -> Path:
+def located(text: str) -> Path:
+    """The path that `text` names, under whatever locale it was written down: its UTF-8 bytes, and bytes that are no
+    text as they were."""
+    return Path(os.fsdecode(text.encode("utf-8", "surrogateescape")))
+
+
+def what_is(path: Path) -> Literal["file", "folder", "nothing"]:
+    """What lies at `path`. Raises InputError where that cannot be found out (a folder that may not be searched, a name
+    that is too long), and for devices and pipes, which might never end."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise InputError(f"cannot look at {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path} is neither a file nor a folder")
+    return "folder" if stat.S_ISDIR(mode) else "file"
+
+
+def writable_file(path: Path) -> Path:
+    """`path` as a file that can be written, its folder made. Raises InputError otherwise, before any work is done."""
+    writable_folder(path.parent)
+    if what_is(path) == "folder":
+        raise InputError(f"cannot write to {path}: it is a folder; give the name of a file")
+    return path
+
+
+def writable_folder(path: Path, hint: str = "choose another with --out") -> Path:
     """`path` as a folder that exists and takes files. Raises InputError otherwise, before any work is done."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
-        raise InputError(f"cannot write to the folder {path}: {error.strerror}; choose another with --out") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write to the folder {path}: {reason}; {hint}") from error
     return path
 
 

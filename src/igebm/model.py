@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import __version__, presets, pretrained
 from .data import dequantise, latents, quantise
+from .data.images import shown
 from .energy import Energy
 from .errors import Fault, InputError, unknown
-from .files import whole
+from .files import what_is, whole
 from .nets.fold import Twin
-from .nets.image import ImageEnergy, smallest_image
+from .nets.image import ImageEnergy, least_weights, smallest_image
 from .nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
 from .presets import Preset
 from .ranks import batches
@@ -112,9 +112,11 @@ class Model:
             names = ", ".join(latent.name for latent in self.shape.latents)
             takes = f"takes values of {names}" if self.conditional else "is unconditional and takes no label"
             raise InputError(f"{self.name} {takes}, not the label {name!r}")
+        name = shown(name)  # as a plain locale hands it over, and as it was read
         if name in self.shape.classes:
             return self.shape.classes.index(name)
-        if name.isascii() and name.isdigit() and int(name) < len(self.shape.classes):
+        numbers = [str(n) for n in range(len(self.shape.classes))]
+        if name in numbers:
             return int(name)
         raise unknown("label", name, self.shape.classes)
 
@@ -241,10 +243,8 @@ def save(
         "settings": presets.to_dict(preset),
         "step": step,
         "facts": facts,
-        "sha256": digest(tensors),
     } | shape.to_dict()
-    with whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"igebm": json.dumps(about)})
+    write(path, tensors, about)
 
 
 def load(
@@ -265,6 +265,11 @@ def load(
     shape = shape_from_dict(about, path)
     if not isinstance(shape, Shape):
         raise InputError(f"{path} is a model of time series; it takes part in igebm eval rollout")
+    condition = shape.condition if preset.conditional else 0
+    least = least_weights(preset.width, presets.parse_blocks(preset.blocks), condition, preset.scales)
+    here = sum(t.numel() for t in tensors.values())
+    if least > here:  # said before memory is taken for it
+        raise InputError(f"{path} is of another network: its settings ask for at least {least} weights, it has {here}")
     net = build_image_net(preset, shape)
     fill(net, tensors, path)
     return Model(
@@ -275,13 +280,14 @@ def load(
 def find(where: str | Path) -> Path:
     """The safetensors file that a MODEL argument means: a run folder's, the file itself, or a bundled model's."""
     path = Path(where)
-    if path.is_file():
+    at = what_is(path)
+    if at == "file":
         return path
-    if (path / "model.safetensors").is_file():
+    if at == "folder" and what_is(path / "model.safetensors") == "file":
         return path / "model.safetensors"
     if str(where) in pretrained.names():
         return pretrained.FOLDER / f"{where}.safetensors"
-    if path.is_dir():
+    if at == "folder":
         raise InputError(f"{path} holds no model.safetensors; is it a run folder, and has the run saved once?")
     near = get_close_matches(str(where), pretrained.names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else f" (bundled: {', '.join(pretrained.names()) or 'none'})"
@@ -310,34 +316,60 @@ def digest(tensors: dict[str, Tensor]) -> str:
     return h.hexdigest()
 
 
+def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """One safetensors file, with `about` and checksums of both in its metadata; whole or not at all."""
+    about = about | {"sha256": digest(tensors)}
+    metadata = {"igebm": json.dumps(about | {"about_sha256": _seal(about)})}
+    with whole(path) as temporary:  # by Python, for its own writer raises no OSError where the disk is full
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata=metadata))
+
+
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a file that igebm wrote, checked against their checksum, and what its metadata say.
 
     Raises InputError where the file is foreign or damaged, or its metadata lack something.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        header = _header(path)
+        if "igebm" not in header:
+            raise InputError(f"{path} was not written by igebm: its metadata has no settings")
+        tensors = safetensors.torch.load(path.read_bytes())  # its reader of files takes no name that is not UTF-8
+    except InputError:
+        raise
+    except Exception as error:  # a dozen kinds; each means the same here
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise InputError(
             f"{path} is not a whole safetensors file ({reason}); other formats, pickles among them, are not opened"
         ) from error
-    if "igebm" not in metadata:
-        raise InputError(f"{path} was not written by igebm: its metadata has no settings")
     try:
-        about = json.loads(metadata["igebm"])
-        missing = [key for key in ("settings", "shape", "classes", "step", "facts", "sha256") if key not in about]
-    except (ValueError, TypeError) as error:
+        about = json.loads(header["igebm"])
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: its metadata is damaged ({error})") from error
+    kinds = {"settings": dict, "shape": list, "classes": list, "step": int, "facts": dict, "sha256": str}
+    missing = [key for key, kind in kinds.items() if not (isinstance(about, dict) and isinstance(about.get(key), kind))]
     if missing:
         raise InputError(f"{path}: its metadata lacks {_few(missing)}")
-    if about["sha256"] != digest(tensors):
-        raise InputError(
-            f"{path} is damaged: its weights do not match their checksum; use another copy or an earlier snapshot"
-        )
+    seal = about.pop("about_sha256", None)  # files of version 0.1.0's first models have none
+    for what, sound in (("weights", about["sha256"] == digest(tensors)), ("metadata", seal in (None, _seal(about)))):
+        if not sound:
+            raise InputError(
+                f"{path} is damaged: its {what} do not match their checksum; use another copy or an earlier snapshot"
+            )
     return tensors, about
+
+
+def _seal(about: dict[str, Any]) -> str:
+    """SHA-256 of the metadata as JSON: a flipped bit in a number would otherwise be another setting."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file: read before the rest, which may be gigabytes of something else."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > 2**27:
+            raise ValueError("its header is no header")
+        return dict(json.loads(file.read(length)).get("__metadata__") or {})
 
 
 def _few(names: list[str]) -> str:

@@ -7,6 +7,7 @@ otherwise. A preset is a starting point: any field is a flag of `igebm train`.
 
 import dataclasses
 import math
+import reprlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -157,18 +158,21 @@ class Preset:
         """Check what is said: every number in its range, every choice on its list. Raises InputError."""
         for name, kind in get_type_hints(Preset).items():
             value, choices = getattr(self, name), get_args(kind) if get_origin(kind) is Literal else None
-            if choices and value not in choices:
-                raise InputError(f"{flag(name)} {value!r}: choose {' or '.join(str(c) for c in choices)}")
+            if isinstance(value, int) and abs(value) >= 2**63:  # too long to be shown, or to be a float
+                raise InputError(f"{flag(name)}: a number this large is no setting")
+            got = f"{flag(name)} {reprlib.repr(value)}"
+            if choices and not any(value == c and type(value) is type(c) for c in choices):
+                raise InputError(f"{got}: choose {' or '.join(str(c) for c in choices)}")
             if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise InputError(f"{flag(name)} {value!r}: a number is wanted")
+                raise InputError(f"{got}: a number is wanted")
             wanted = {int: int, bool: bool, str: str}.get(kind)
             if wanted is not None and not isinstance(value, wanted):
-                raise InputError(f"{flag(name)} {value!r}: a {wanted.__name__} is wanted")
+                raise InputError(f"{got}: a {wanted.__name__} is wanted")
             if kind in (int, float) and not math.isfinite(value):
-                raise InputError(f"{flag(name)} {value!r}: a finite number is wanted")
+                raise InputError(f"{got}: a finite number is wanted")
             low, high = RANGES.get(name, (-math.inf, math.inf))
             if name in RANGES and not low <= value <= high:
-                raise InputError(f"{flag(name)} {value!r}: choose between {low:g} and {high:g}")
+                raise InputError(f"{got}: choose between {low:g} and {high:g}")
         parse_blocks(self.blocks)
         if self.channels not in (0, 1, 3):
             raise InputError(f"--channels {self.channels}: choose 1 or 3 (0: as the data are)")
@@ -248,13 +252,17 @@ def checked(preset: Preset) -> Preset:
     return p
 
 
+_MULTIPLES = {str(n) for n in range(1, 65)}
+
+
 def parse_blocks(text: str) -> list[tuple[int, bool]]:
     """ "1d 2" -> [(1, True), (2, False)]: channels in multiples of the width, and whether the block halves the
     image."""
     blocks = [(word.removesuffix("d"), word.endswith("d")) for word in text.split()]
-    if not blocks or not all(n.isascii() and n.isdigit() and 1 <= int(n) <= 64 for n, _ in blocks):
+    if not 1 <= len(blocks) <= 100 or not all(n in _MULTIPLES for n, _ in blocks):
         raise InputError(
-            f"--blocks {text!r}: give words such as '1d 1 2d 2' (multiples of the width, d = halve the image)"
+            f"--blocks {reprlib.repr(text)}: give words such as '1d 1 2d 2' (multiples of the width from 1 to 64, d = "
+            "halve the image)"
         )
     return [(int(n), down) for n, down in blocks]
 
@@ -431,7 +439,7 @@ def from_dict(values: Any) -> Preset:
     if not isinstance(values, dict):
         raise InputError(f"settings must be a JSON object, got {type(values).__name__}")
     known = {f.name for f in dataclasses.fields(Preset)}
-    strange = sorted(set(values) - known)
+    strange = sorted(reprlib.repr(name) for name in set(values) - known)
     if strange:
         raise InputError(f"unknown settings {', '.join(strange[:5])}; was this written by a newer igebm?")
     return Preset(**values)

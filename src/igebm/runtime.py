@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from .errors import InputError, unknown
 
+MOST_THREADS = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -87,7 +88,7 @@ def _device(asked: str) -> tuple[torch.device, str]:
     kind, _, index = asked.partition(":")
     if (
         kind not in ("cpu", "cuda")
-        or (index and not (index.isascii() and index.isdigit()))
+        or (index and not (index.isascii() and index.isdigit() and len(index) < 5))
         or (kind == "cpu" and index)
     ):
         raise InputError(f"unknown device {asked!r}; use cpu, cuda or cuda:N")
@@ -121,8 +122,8 @@ def _threads(asked: int) -> int:
     all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if asked < 0:
-        raise InputError(f"--threads {asked}: give a positive number (0: as many as there are cores)")
+    if not 0 <= asked <= max(MOST_THREADS, cores):  # OpenMP ends the process where it cannot start that many
+        raise InputError(f"--threads {asked}: give 1 to {max(MOST_THREADS, cores)} (0: as many as there are cores)")
     return asked or max(1, min(cores, _cgroup_cores() or cores))
 
 

@@ -71,7 +71,7 @@ def from_dict(about: dict[str, Any], path: Path) -> Shape | SeriesShape:
             found = Shape(*about["shape"], classes=tuple(about["classes"]), latents=latents)
             sound = all(isinstance(n, int) and n > 0 for n in found.image)
             sound = sound and all(isinstance(c, str) for c in found.classes)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         sound, found = False, None
     if not sound or found is None:
         said = {key: about.get(key) for key in ("shape", "classes", "latents", "series") if about.get(key)}

@@ -1,14 +1,19 @@
 """What a person sees while something runs: lines and a progress bar on stderr; results go to stdout.
 
-Where stderr is no terminal there is no bar, no colour and no carriage return, but a line now and then.
+Where stderr is no terminal there is no bar, no colour and no carriage return, but a line now and then. Work never ends
+because nobody can be told of it: where stderr cannot be written to (a reader that has gone, a full disk), it goes on.
 """
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
+
+CONTROL = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160))}
+"""what would move a cursor, as text: names of files and classes are not ours"""
 
 Step = Callable[..., None]
 """step(done, total, shown=""): what is done, what there is to do, and a few numbers to show"""
@@ -25,13 +30,66 @@ ALONE = int(os.environ.get("RANK", "0")) == 0
 """of several processes at one job the first alone speaks"""
 
 
+def open_streams() -> None:
+    """Make stdin, stdout and stderr safe to use: none closed, and none that fails at a character it cannot show.
+
+    A closed one is opened to nowhere, or the next file opened would take its number, and whatever a library prints
+    would land in that file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_results() -> None:
+    """What was printed reaches stdout now. Raises OSError where it cannot, and then Python does not try again at exit,
+    where it could only complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        sys.stdout = None
+        raise
+
+
 def say(line: str, always: bool = False) -> None:
     """One line to stderr, whatever its encoding can show; of several processes by the first, or `always`."""
     stream = sys.stderr
     if stream is None or not (ALONE or always):
         return
     encoding = getattr(stream, "encoding", None) or "ascii"
-    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    try:
+        print(line.translate(CONTROL).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except OSError:
+        sys.stderr = None  # nobody listens any more; Python must not try to flush it at exit either
+
+
+class _Listener:
+    """stderr for a bar: as `say`, it stops writing where nobody listens any more (a terminal that was closed)."""
+
+    def __init__(self, stream: TextIO | None):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._tried(lambda stream: stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._tried(lambda stream: stream.flush(), None)
+
+    def _tried(self, act: Callable[[TextIO], Any], otherwise: Any) -> Any:
+        try:
+            return otherwise if self._stream is None else act(self._stream)
+        except OSError:
+            self._stream = sys.stderr = None
+            return otherwise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager
@@ -75,7 +133,7 @@ def _rich_bar(what: str) -> Iterator[Screen]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(file=cast(TextIO, _Listener(sys.stderr)), highlight=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -94,7 +152,7 @@ def _rich_bar(what: str) -> Iterator[Screen]:
             rate = f"{speed:.3g}/s" if speed >= 1 else f"{1 / speed:.3g} s each" if speed else ""
             progress.update(task, completed=done, total=total, rate=rate, shown=shown)
 
-        yield Screen(lambda line: console.print(line, markup=False), step)
+        yield Screen(lambda line: console.print(line.translate(CONTROL), markup=False), step)
 
 
 def clock(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """What a user loads of a baseline: weights and settings from one safetensors file -> log likelihoods of images."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,13 +9,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__, model
 from ..data import dequantise
 from ..errors import Fault, InputError, unknown
-from ..files import whole
 from ..model import batches
 from ..shapes import Shape
 from ..shapes import from_dict as shape_from_dict
@@ -104,10 +101,8 @@ def save(path: Path, baseline: Baseline) -> None:
         **baseline.shape.to_dict(),
         "step": baseline.step,
         "facts": baseline.facts,
-        "sha256": model.digest(tensors),
     }
-    with whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"igebm": json.dumps(about)})
+    model.write(path, tensors, about)
 
 
 def load(where: str | Path, device: torch.device | str = "cpu") -> Baseline:

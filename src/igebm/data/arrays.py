@@ -6,9 +6,11 @@ numbers; a matrix of floats, a row an image, holds latents (`latents` may name i
 """
 
 import io
+import os
+import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +22,7 @@ from .images import CHUNK, SPLITS, Images, MissingSplit, canonical, fitted, show
 from .labels import tidy_labels
 from .latents import tidy_latents
 
-UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
+LONGEST_HEADER = 2**16  # bytes; NumPy's own are padded to 128 or a little more
 Header = tuple[tuple[int, ...], np.dtype]
 
 
@@ -41,9 +43,9 @@ def load_file(
     if wanted not in pixels:
         raise MissingSplit(where, split, pixels)
     x = as_uint8(pixels[wanted], f"{where} ({wanted})")
-    counts = {s: len(a) for s, a in pixels.items()}
+    counts = {s: len(a) if a.ndim else 0 for s, a in pixels.items()}
     if any(y.dtype.kind == "f" and y.ndim == 2 for y in labels.values()):
-        latents, about = tidy_latents(labels, counts, tuple(np.asarray(arrays.get("latents", []), str)), where)
+        latents, about = tidy_latents(labels, counts, _names(arrays, ("latents",), where), where)
         return Images(name or where, fitted(x, image_size, channels), latents.get(wanted), (), about)
     ys, classes = tidy_labels(labels, counts, classes, where, say)
     y = ys.get(wanted)
@@ -52,50 +54,30 @@ def load_file(
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Every array of an .npz: memory-mapped read-only where it lies uncompressed, else read into memory."""
-    arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if not info.filename.endswith(".npy"):
-                    continue
-                key = info.filename.removesuffix(".npy")
-                stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
-                arrays[key] = _mapped(path, info) if stored else _read(archive, info)
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        raise _unreadable(path, "npz", error) from error
-    return arrays
+    with _damage_named(path, "npz"), zipfile.ZipFile(path) as archive:
+        entries = _entries(archive)
+        packed = {key: info for key, info in entries.items() if not _stored(info)}
+        _memory_for(sum(info.file_size for info in packed.values()), shown(path))
+        return {key: _read(archive, info) if key in packed else _mapped(path, info) for key, info in entries.items()}
 
 
 def read_npy(path: Path) -> np.ndarray:
     """The array of an .npy file, memory-mapped read-only."""
-    try:
+    with _damage_named(path, "npy"):
         with open(path, "rb") as file:
-            shape, fortran, dtype = _npy_header(file, shown(path))
-            offset = file.tell()
+            shape, fortran, dtype, offset = _npy_header(file, shown(path))
         _enough(path.stat().st_size - offset, shape, dtype)
         return _memmap(path, dtype, offset, shape, fortran)
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        raise _unreadable(path, "npy", error) from error
 
 
 def npz_headers(path: Path) -> dict[str, Header]:
     """Shape and dtype of every array of an .npz, without its values."""
     headers = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.filename.endswith(".npy"):
-                    with archive.open(info) as file:
-                        shape, _, dtype = _npy_header(file, shown(path))
-                    headers[info.filename.removesuffix(".npy")] = (shape, dtype)
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        raise _unreadable(path, "npz", error) from error
+    with _damage_named(path, "npz"), zipfile.ZipFile(path) as archive:
+        for key, info in _entries(archive).items():
+            with archive.open(info) as file:
+                shape, _, dtype, _ = _npy_header(file, shown(path))
+            headers[key] = (shape, dtype)
     return headers
 
 
@@ -124,11 +106,19 @@ def sort_arrays(
         for key in ("y", "labels", "arr_1"):
             if key in arrays:
                 labels.setdefault("train", arrays[key])
-    classes = arrays.get("classes", arrays.get("class_names", np.empty(0, "U1")))
-    if classes.dtype.kind not in "US" or classes.ndim != 1:
-        raise InputError(f"`classes` of {where} must be a list of names, got {classes.dtype} of shape {classes.shape}")
-    names = tuple(c.decode("utf-8", "backslashreplace") if isinstance(c, bytes) else str(c) for c in classes)
+    names = _names(arrays, ("classes", "class_names"), where)
     return pixels, {s: y for s, y in labels.items() if s in pixels}, names
+
+
+def _names(arrays: Mapping[str, np.ndarray], keys: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """The names in the first of these arrays that is there, as text that can be shown; () where none is."""
+    names = next((arrays[key] for key in keys if key in arrays), np.empty(0, "U1"))
+    if names.size and (names.dtype.kind not in "US" or names.ndim != 1):
+        raise InputError(f"`{keys[0]}` of {where} must be a list of names, got {names.dtype} of shape {names.shape}")
+    try:
+        return tuple(shown(name) for name in names.ravel().tolist())
+    except (SystemError, ValueError) as error:  # characters that Unicode does not have
+        raise InputError(f"`{keys[0]}` of {where} holds names that are no text ({error})") from error
 
 
 def as_uint8(x: np.ndarray, where: str) -> UInt8[np.ndarray, "n h w c"]:
@@ -181,15 +171,29 @@ def _channels_last(x: np.ndarray, where: str) -> np.ndarray:
     return np.moveaxis(x, 1, -1) if first else x
 
 
-def _npy_header(file: IO[bytes] | io.BufferedIOBase, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
+def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
+
+
+def _stored(info: zipfile.ZipInfo) -> bool:
+    return info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
+
+
+def _npy_header(file: IO[bytes] | io.BufferedIOBase, where: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether in Fortran's order, dtype, and the bytes before the first value."""
+    head = io.BytesIO(file.read(LONGEST_HEADER))  # so that a header of 4 GiB that is announced is not waited for
+    version = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Python 2 wrote it
+        shape, fortran, dtype = read(head)
     if dtype.hasobject:
         raise InputError(
             f"{where} holds Python objects, of shape {shape}; they are never unpickled: save plain arrays of numbers"
         )
-    return shape, fortran, dtype
+    if min(shape, default=1) < 0 or (dtype.itemsize == 0 and 0 not in shape):
+        raise ValueError(f"no array has the shape {shape} and the dtype {dtype}")
+    return shape, fortran, dtype, head.tell()
 
 
 def _mapped(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
@@ -203,10 +207,9 @@ def _mapped(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
             info.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
         )
         file.seek(start)
-        shape, fortran, dtype = _npy_header(file, shown(path))
-        offset = file.tell()
-    _enough(min(info.file_size, path.stat().st_size - start) - (offset - start), shape, dtype)
-    return _memmap(path, dtype, offset, shape, fortran)
+        shape, fortran, dtype, offset = _npy_header(file, shown(path))
+    _enough(min(info.file_size, path.stat().st_size - start) - offset, shape, dtype)
+    return _memmap(path, dtype, start + offset, shape, fortran)
 
 
 def _memmap(path: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
@@ -219,8 +222,10 @@ def _memmap(path: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...], fo
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(info) as file:
-        _npy_header(file, shown(archive.filename or "the file"))
-    with archive.open(info) as file:
+        shape, _, dtype, offset = _npy_header(file, shown(archive.filename or "the file"))
+    _enough(info.file_size - offset, shape, dtype)
+    with archive.open(info) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
@@ -228,6 +233,27 @@ def _enough(there: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
     needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if there < needed:
         raise EOFError(f"cut off: {needed} bytes of pixels announced, {there} there")
+
+
+def _memory_for(needed: int, where: str) -> None:
+    """Raises InputError where compressed arrays would not fit the machine's memory: a thousandth of it can hold them
+    packed."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" in names and needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise InputError(
+            f"{where} unpacks to {needed / 2**30:.3g} GiB, more than this machine's memory; save it with np.savez, "
+            "without compression, and it is read in place"
+        )
+
+
+@contextmanager
+def _damage_named(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and NumPy raise a dozen kinds for a damaged file; each means the same here
+        raise _unreadable(path, kind, error) from error
 
 
 def _unreadable(path: Path, kind: str, error: BaseException) -> InputError:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import whole
+from .arrays import read_npy
 from .decode import Picture, decode_all
 from .images import Images, MissingSplit, canonical, shown, silent
 
@@ -142,9 +143,14 @@ def _pixels(
     key = hashlib.sha256(repr((image_size, channels, skip_bad)).encode())
     total = 0
     for path, _ in files:
-        status = path.stat()
+        key.update(os.fsencode(path.absolute()))
+        try:
+            status = path.stat()
+        except OSError:
+            key.update(b"\0\n")
+            continue  # a link to nowhere, say: reading it will name it
         total += status.st_size
-        key.update(os.fsencode(path.absolute()) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        key.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     store: list[Path] = []
 
     def spill() -> Path:
@@ -156,10 +162,10 @@ def _pixels(
         path = spill()
         index = path.with_suffix(".kept.npy")
         if path.exists() and index.exists():
-            kept = np.load(index, allow_pickle=False)
+            kept = np.asarray(read_npy(index))
             if len(kept) < len(files):
                 say(f"left out {len(files) - len(kept)} of {len(files)} images in {shown(root)} that cannot be read")
-            return np.load(path, mmap_mode="r", allow_pickle=False), kept
+            return read_npy(path), kept
     x, kept = decode_all(
         pictures, shown(root), image_size=image_size, channels=channels, skip_bad=skip_bad, say=say, spill=spill
     )

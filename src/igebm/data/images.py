@@ -11,9 +11,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ..errors import InputError
+from ..terminal import CONTROL
 from .latents import Latent
 
 SPLITS = ("train", "test", "val")
+LARGEST = 4096  # pixels a side: beyond it a single image is no longer small
 CHUNK = 4096  # images handled at once where a set may be larger than memory
 
 
@@ -40,9 +42,14 @@ def silent(message: str) -> None:
     """The `say` of a caller who wants to hear nothing."""
 
 
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as printable text, whatever the locale; bytes that are not UTF-8 appear as \\xff."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def shown(path: str | bytes | os.PathLike[str]) -> str:
+    """A path or a name as printable text, whatever the locale; bytes that are not UTF-8, and what would move a cursor,
+    appear as \\xff and \\x1b."""
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # no path: a name that the file system's encoding lacks
+        text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    return text.translate(CONTROL)
 
 
 def canonical(split: str) -> str:
@@ -53,6 +60,8 @@ def canonical(split: str) -> str:
 def check_options(image_size: int | None, channels: int | None) -> None:
     if image_size is not None and image_size < 1:
         raise InputError(f"the image size must be at least 1 pixel, got {image_size}")
+    if image_size is not None and image_size > LARGEST:
+        raise InputError(f"the image size must be at most {LARGEST} pixels, got {image_size}")
     if channels not in (None, 1, 3):
         raise InputError(f"images can have 1 channel (grey) or 3 (colour), got {channels}")
 
@@ -71,14 +80,13 @@ def with_channels(x: UInt8[np.ndarray, "*n h w c"], channels: int | None) -> UIn
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:
-    """The short side resized to `size` pixels (Lanczos), then the central square."""
+    """The central square, resized to `size` pixels (Lanczos)."""
     w, h = picture.size
     short = min(w, h)
-    if short != size:
-        w, h = max(size, round(w * size / short)), max(size, round(h * size / short))
-        picture = picture.resize((w, h), Image.Resampling.LANCZOS)
-    left, top = (w - size) // 2, (h - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    left, top = (w - short) // 2, (h - short) // 2
+    box = (left, top, left + short, top + short)
+    # Not resized before it is cropped: of a picture of one line that would make a gigantic one.
+    return picture.crop(box) if short == size else picture.resize((size, size), Image.Resampling.LANCZOS, box)
 
 
 def fitted(

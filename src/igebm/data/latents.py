@@ -86,9 +86,11 @@ def tidy_latents(
                 f"the {split} latents of {where} must be one row of numbers per image, ({counts[split]}, d), got "
                 f"{y.dtype} of shape {y.shape}"
             )
-        if not np.isfinite(y).all():
-            raise InputError(f"{int((~np.isfinite(y)).sum())} of the {split} latents of {where} are not finite")
-        found[split] = np.array(y, np.float32)
+        with np.errstate(over="ignore"):
+            found[split] = np.array(y, np.float32)
+        bad = int((~np.isfinite(found[split])).sum())
+        if bad:
+            raise InputError(f"{bad} of the {split} latents of {where} are not finite, or too large for float32")
     columns = {y.shape[1] for y in found.values()}
     if len(columns) > 1 or (names and len(names) != next(iter(columns))):
         raise InputError(f"the latents of {where} have {sorted(columns)} columns and the names {', '.join(names)}")

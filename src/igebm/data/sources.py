@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown
+from ..files import located, what_is
 from . import hub
 from .arrays import load_file
 from .folder import load_folder
@@ -52,8 +53,8 @@ def load(
             spec, stem, split, fetch, label=None, data_dir=data_dir, image_size=image_size, channels=channels,
             skip_bad=skip_bad, say=say,
         )  # fmt: skip
-    path = Path(spec)
-    if spec and path.is_dir():
+    path = located(spec)
+    if spec and what_is(path) == "folder":
         return load_folder(
             path, split, image_size=image_size, channels=channels, skip_bad=skip_bad, say=say,
             data_dir=lambda: data_folder(data_dir, say),
@@ -81,12 +82,13 @@ def load_series(spec: str, split: str = "train", least: int = 2) -> "Series":
     from . import balls, series_files
 
     count = spec.removeprefix("balls-")
-    if spec == "balls" or (spec != count and count.isascii() and count.isdigit()):
+    if spec == "balls" or (spec != count and count.isascii() and count.isdigit() and len(count) < 9):
         found = balls.splits(1 if spec == "balls" else int(count))
         if canonical(split) not in found:
             raise MissingSplit(spec, split, found)
         return found[canonical(split)]
-    if not existing(Path(spec)) and not Path(spec).suffix:
+    path = located(spec)
+    if what_is(path) != "file" and not path.suffix:
         error = unknown("set of time series", shown(spec), ("balls", "balls-2"))
         raise InputError(f"{error}; a file of series ({', '.join(series_files.KINDS)}) also works")
     return series_files.load_series(spec, split, least)
@@ -96,7 +98,7 @@ def _load_path(
     path: Path, spec: str, split: str, image_size: int | None, channels: int | None, say: Callable[[str], None]
 ) -> Images:
     array = path.suffix.lower() in (".npz", ".npy")
-    if spec and existing(path):
+    if spec and what_is(path) == "file":
         if not array:
             raise InputError(f"{shown(spec)} is neither a folder of images nor an .npz or .npy file")
         return load_file(path, split, image_size=image_size, channels=channels, say=say)

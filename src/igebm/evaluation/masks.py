@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from ..data.decode import DAMAGED
+from ..data.decode import Picture, opened
 from ..data.images import shown
 from ..errors import InputError
 
@@ -28,7 +28,7 @@ def read_mask(path: Path, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     picture.
     """
     try:
-        with Image.open(path) as image:
+        with opened(Picture(str(path), lambda: path)) as image:
             image.load()
             clear = "A" in image.getbands() or "transparency" in image.info
             if clear:
@@ -38,7 +38,7 @@ def read_mask(path: Path, height: int, width: int) -> Bool[np.ndarray, "h w"]:
             elif image.mode in ("1", "P", "CMYK", "YCbCr", "HSV", "LAB"):
                 image = image.convert("L" if image.mode == "1" else "RGB")
             x = np.asarray(image)
-    except DAMAGED as error:
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
         reason = getattr(error, "strerror", None) or "not an image"
         raise InputError(f"--mask {shown(path)}: {reason}; give a PNG in which {RULE}") from error
     if x.shape[:2] != (height, width):

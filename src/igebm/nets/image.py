@@ -125,3 +125,11 @@ def encode(y: Tensor | None, condition: int, dtype: torch.dtype) -> Float[Tensor
 def smallest_image(blocks: list[tuple[int, bool]], stem: str, scales: int) -> int:
     """The smallest height and width that leave at least one pixel before the pooling."""
     return 2 ** (sum(down for _, down in blocks) + (stem != "3x3") + scales - 1)
+
+
+def least_weights(width: int, blocks: list[tuple[int, bool]], condition: int, scales: int) -> int:
+    """A lower bound of a network's weights, without building it: the two 3x3 convolutions of each block, and its two
+    biases' weights by condition."""
+    widths = [width] + [width * multiple for multiple, _ in blocks]
+    block = lambda c_in, c_out: 9 * (c_in + c_out) * c_out + condition * (min(c_in, c_out) + c_out)
+    return scales * sum(block(a, b) for a, b in zip(widths, widths[1:], strict=False))

@@ -1,6 +1,7 @@
 """The training loop: draw, sample, update, average, report, snapshot, checkpoint.  Du & Mordatch,
 arXiv:1903.08689v1, Algorithm 1."""
 
+import errno
 import json
 import math
 import os
@@ -327,29 +328,32 @@ def open_log(folder: Path | None, step: int):
     """metrics.jsonl, opened to go on after `step`: lines of a run that went further than its last checkpoint are
     dropped. Without a folder (a process that is not the first) what is written goes nowhere."""
     if folder is None:
-        return open(os.devnull, "a", encoding="utf-8")
+        return open(os.devnull, "ab", buffering=0)
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    kept = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # a line that a kill cut short
-        if isinstance(entry, dict) and entry.get("step", 0) <= step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
     try:
-        return open(path, "a", encoding="utf-8")
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        write_text(path, "".join(line + "\n" for line in lines if _reached(line) <= step))
+        return open(path, "ab", buffering=0)  # each line goes out at once, or fails by itself and not again on closing
     except OSError as error:
         raise Fault(f"cannot write {path}: {error.strerror}") from error
 
 
+def _reached(line: str) -> int | float:
+    """The step that a line of the log tells of; beyond all for what is no such line (one that a kill cut short)."""
+    try:
+        entry = json.loads(line)
+        step = entry.get("step", entry.get("diverged_at", 0))
+    except (ValueError, AttributeError, RecursionError):
+        return math.inf
+    return step if isinstance(step, int | float) else math.inf
+
+
 def write_line(log, entry: dict[str, Any]) -> None:
     values = {k: float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in entry.items()}
+    line = (json.dumps(values) + "\n").encode()
     try:
-        log.write(json.dumps(values) + "\n")
-        log.flush()
+        if log.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise Fault(f"cannot write {log.name}: {error.strerror}; free some space, then go on with --resume") from error
 

@@ -16,12 +16,13 @@ import torch
 
 from .. import __version__, data, forecast, model, presets, ranks, terminal
 from ..data import Images, Loader
+from ..data.images import existing
 from ..data.named import NAMES
 from ..data.series import Series, Windows, statistics
 from ..data.sources import load_series
 from ..diagnostics import temperature
 from ..errors import InputError
-from ..files import writable_folder, write_json
+from ..files import located, what_is, writable_folder, write_json
 from ..presets import Machine, Preset
 from ..runtime import Runtime, probe
 from ..shapes import SeriesShape, Shape, from_dict
@@ -79,8 +80,9 @@ def resume(
 
     Raises InputError where the change would need another network, buffer or data set.
     """
-    if not folder.is_dir():
+    if what_is(folder) != "folder":
         raise InputError(f"no run folder {folder}; give the DIR of an earlier igebm train")
+    writable_folder(folder, "a run goes on in the folder it has, so make it writable or copy it")
     with alone(folder):
         saved = states.read_checkpoint(folder, terminal.say)
         old, step = presets.from_dict(saved["settings"]), saved["counters"]["step"]
@@ -116,7 +118,8 @@ def resume(
 
 FIXED = {
     "image_size", "channels", "conditional", "width", "blocks", "stem", "activation", "modulation", "skip_kernel",
-    "head_relu", "scales", "spectral", "init", "buffer_size", "buffer_policy", "buffer_rounding", "seed",
+    "head_relu", "scales", "spectral", "init", "buffer_size", "buffer_policy", "buffer_rounding", "seed", "network",
+    "past",
 }  # fmt: skip
 """settings that a checkpoint's weights, buffer or data stream are made of"""
 
@@ -178,17 +181,22 @@ def alone(folder: Path) -> Iterator[None]:
     if ranks.rank() > 0:
         yield
         return
-    with open(folder / ".lock", "a") as lock:
+    try:
+        lock = open(folder / ".lock", "a")
+    except OSError as error:
+        raise InputError(f"cannot lock {folder}: {error.strerror}; make it writable or copy it") from error
+    with lock:
         try:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            terminal.say("this system has no file locks: take care that no other process trains in the same folder")
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"another process is training in {folder}; wait for it, or choose another --out") from None
-        for stale in folder.rglob(".*.part"):
-            stale.unlink(missing_ok=True)
+        except (ImportError, OSError):  # some network file systems have none
+            terminal.say("there are no file locks here: take care that no other process trains in the same folder")
+        for kept in (folder, folder / "samples", folder / "snapshots"):  # no deeper: the folder may be a user's own
+            for stale in kept.glob(".*.part"):
+                stale.unlink(missing_ok=True)
         yield
 
 
@@ -239,8 +247,9 @@ def settled(preset: Preset, found: Images | Series) -> Preset:
         preset = replace(preset, conditional=False)
     if preset.latent_steps and not (isinstance(found, Images) and found.latents):
         raise InputError(f"--latent-steps {preset.latent_steps}: {found.name} has no latents; leave it out")
-    path = Path(preset.data)
-    return replace(preset, data=str(path.resolve())) if path.exists() and preset.data not in NAMES else preset
+    path = located(preset.data)
+    here = preset.data not in NAMES and existing(path)
+    return replace(preset, data=str(path.resolve())) if here else preset
 
 
 def shape_of(preset: Preset, found: Images | Series) -> Shape | SeriesShape:
@@ -285,7 +294,7 @@ def write_preset(folder: Path, state: TrainState, runtime: Runtime) -> None:
 
 
 def holds_no_run(folder: Path) -> None:
-    if (folder / "preset.json").exists() or (folder / states.CHECKPOINT).exists():
+    if any(what_is(folder / name) != "nothing" for name in ("preset.json", states.CHECKPOINT)):
         raise InputError(
             f"{folder} already holds a run; go on with it by igebm train --resume {folder}, or choose another --out"
         )
@@ -306,7 +315,7 @@ def new_folder(wanted: Path) -> Path:
 def free_folder(wanted: Path) -> Path:
     """`wanted`, or the first of wanted-2, wanted-3, ... that is not there."""
     folder, n = wanted, 1
-    while folder.exists():
+    while what_is(folder) != "nothing":
         n += 1
         folder = wanted.with_name(f"{wanted.name}-{n}")
     return folder

@@ -2,6 +2,7 @@
 weights for use (snapshot). A checkpoint is written whole, and the one before it is kept until then, and after.
 """
 
+import math
 import os
 import shutil
 import zipfile
@@ -17,14 +18,14 @@ from torch import Tensor
 from .. import model, presets, ranks
 from ..buffer import Buffer
 from ..errors import Fault, InputError
-from ..files import whole
+from ..files import what_is, whole
 from ..forecast import Forecaster
 from ..nets.bound import Plain, sampled
 from ..nets.fold import Twin
 from ..nets.image import ImageEnergy
 from ..nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
 from ..presets import Preset
-from ..runtime import Runtime
+from ..runtime import DTYPES, Runtime
 from ..shapes import SeriesShape, Shape
 from . import distributed, ema, optim
 
@@ -161,13 +162,13 @@ def read_checkpoint(
     `promote_previous`).
     Raises InputError where there is none.
     """
-    if not folder.is_dir():
+    if what_is(folder) != "folder":
         raise InputError(f"no run folder {folder}; give the DIR of an earlier igebm train")
     names = [PREVIOUS, CHECKPOINT] if which == "previous" else [CHECKPOINT, PREVIOUS]
     problems = []
     for name in names:
         path = folder / name
-        if not path.exists():
+        if what_is(path) == "nothing":
             continue
         try:
             saved = _read(path)
@@ -194,7 +195,7 @@ def read_archive(path: Path) -> Any:
         saved = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # zipfile and torch raise a dozen kinds for a damaged file; each means the same here
         raise InputError(
-            f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+            f"{path} is damaged or no checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         ) from error
     if saved is None:
         raise InputError(f"{path} is damaged (part {damaged} fails its checksum)")
@@ -203,28 +204,82 @@ def read_archive(path: Path) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     saved = read_archive(path)
-    wanted = ("settings", "shape", "classes", "net", "averages", "optimizer", "buffer", "counters", "runtime", "facts")
-    missing = [key for key in wanted if key not in saved] if isinstance(saved, dict) else wanted
-    if not missing:
-        missing = [name for name in _COUNTERS if not isinstance(saved["counters"].get(name), int | float)]
-    if missing:
-        raise InputError(f"{path} is no igebm checkpoint: it lacks {', '.join(missing[:3])}")
+    wrong = _unsound(saved)
+    if wrong:
+        raise InputError(f"{path} is no igebm checkpoint: it lacks {', '.join(wrong[:3])}")
     return saved
+
+
+def _unsound(saved: Any) -> list[str]:
+    """What a checkpoint lacks, or has in another form than `_to_dict` gives it."""
+    return [name for name, sound in _SOUND.items() if not sound(_part(saved, name.split(".")))]
+
+
+def _part(saved: Any, names: list[str]) -> Any:
+    for name in names:
+        saved = saved.get(name, ...) if isinstance(saved, dict) else ...
+    return saved
+
+
+def _a(*kinds: type) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, kinds)
+
+
+def _count(v: Any) -> bool:
+    return isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**63
+
+
+def _rows(v: Any) -> bool:
+    return isinstance(v, Tensor) and v.dim() > 0
+
+
+def _tensors(v: Any) -> bool:
+    return isinstance(v, dict) and all(isinstance(t, Tensor) for t in v.values())
+
+
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    "settings": _a(dict), "shape": _a(list), "classes": _a(list), "facts": _a(dict), "net": _tensors,
+    "averages": _tensors, "optimizer.state": lambda v: isinstance(v, dict) and all(map(_tensors, v.values())),
+    "buffer.x": _rows, "buffer.y": lambda v: v is None or _rows(v), "buffer.cursor": _count, "buffer.capacity": _count,
+    **{f"counters.{name}": _count for name in _COUNTERS if name != "slow_gap"},
+    "counters.slow_gap": lambda v: isinstance(v, float) and math.isfinite(v), "runtime.device": _a(str),
+    "runtime.dtype": lambda v: isinstance(v, str) and v in DTYPES, "runtime.compiled": _a(bool, str),
+    "runtime.threads": lambda v: _count(v) and v > 0,
+}  # fmt: skip
+"""the parts of a checkpoint, and what each must be"""
 
 
 def restore(state: TrainState, saved: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights, averages, optimiser, buffer and counters into `state`."""
     model.fill(state.net, saved["net"], path)
-    lacking = sorted(set(state.averages) ^ set(saved["averages"]))
+    mean = saved["averages"]
+    lacking = sorted(set(state.averages) ^ set(mean))
+    lacking += [name for name, t in state.averages.items() if name in mean and mean[name].shape != t.shape]
     if lacking:
         raise InputError(f"{path} is of another network: its averaged weights differ in {', '.join(lacking[:3])}")
-    for name, t in saved["averages"].items():
+    for name, t in mean.items():
         state.averages[name].copy_(t)
+    lacking = _strange_moments(state.optimizer, saved["optimizer"]["state"])
+    if lacking:
+        raise InputError(f"{path} is of another network: the optimiser's moments differ in {lacking}")
     groups = state.optimizer.state_dict()["param_groups"]  # hyper-parameters are the preset's, moments the checkpoint's
     state.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
     state.buffer.load_state_dict(distributed.shared(saved["buffer"]))
     for name in _COUNTERS:
         setattr(state, name, saved["counters"][name])
+
+
+def _strange_moments(optimizer: torch.optim.Adam, saved: dict[Any, dict[str, Tensor]]) -> str:
+    """The first of Adam's numbers that does not fit its parameter, or nothing."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, of in saved.items():
+        if i not in range(len(parameters)):
+            return f"parameter {i}"
+        shapes = {"step": (), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
+        for name, shape in shapes.items():
+            if name not in of or of[name].shape != shape:
+                return f"{name} of parameter {i}"
+    return ""
 
 
 # Snapshots

@@ -87,10 +87,9 @@ def test_train_resume_sample_energy_as_a_user(tmp_path):
 
 def test_same_seed_same_samples_other_seed_other_samples(run_folder, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        assert (
-            main(["sample", str(run_folder), "--n", "4", "--seed", seed, "--steps", "2", "--out", str(tmp_path / name)])
-            == 0
-        )
+        # One dtype: on a machine under load the trial that chooses it may not fall out alike each time.
+        words = ["--n", "4", "--seed", seed, "--steps", "2", "--dtype", "float32", "--out", str(tmp_path / name)]
+        assert main(["sample", str(run_folder), *words]) == 0
     a, b, c = (np.load(tmp_path / n / "samples.npy") for n in "abc")
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 

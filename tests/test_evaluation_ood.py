@@ -253,7 +253,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         (["--against", str(tmp_path / "empty")], "no images found"),
         (["--n", "1"], "--n 1: give at least 2"),
         (["--score", "margin"], "score"),
-        (["--seed", "-1"], "--seed -1: give at least 1 and 0"),
+        (["--seed", "-1"], "--seed -1: choose between 0 and"),
         (["--batch", "0"], "--batch 0"),
         (["--data", large, "--against", "constant"], "12x12 with 1 channel, digits takes 8x8 with 1 channel; --resize"),
     ]

@@ -301,6 +301,15 @@ def test_guard_waits_for_the_gap_to_stay_out_of_bounds(gap, remedy):
         watch.check(99, good(gap=gap))
 
 
+def test_guard_is_not_deceived_by_a_gap_that_swings():
+    """Out of bounds on one side and the other in turn: never for long on either, and the run is lost all the same."""
+    watch = Guard(10.0)
+    for step in range(PATIENCE - 1):
+        watch.check(step, good(gap=1e9 * (-1) ** step))
+    with pytest.raises(Divergence, match="diverged at step 99"):
+        watch.check(99, good(gap=-11.0))
+
+
 def poisoned(state, at: int):
     """Watcher whose question "stop?" plants a nan in the weights at step `at`, once."""
     done = []
@@ -494,6 +503,17 @@ def test_c20_a_compiled_run_saves_what_a_plain_one_does(dataset, tmp_path):
     one, two = (model.load(tmp_path / name).net for name in ("plain", "compiled"))
     with torch.no_grad():
         assert torch.allclose(one(z, y), two(z, y), atol=1e-3)
+
+
+def test_c29_a_checkpoint_of_a_gpu_goes_on_without_one(dataset, tmp_path, capsys):
+    """What it computed with is no order where there is no such device: the CPU, its own dtype and threads, and said."""
+    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / states.CHECKPOINT, weights_only=True)
+    saved["runtime"] = {"device": "cuda", "dtype": "bfloat16", "compiled": "graphs", "threads": 96}
+    torch.save(saved, tmp_path / "run" / states.CHECKPOINT)
+    machine = replace(CPU, device="cpu", dtype="auto", compile="auto", threads=0)
+    assert resume(tmp_path / "run", lambda had: replace(had, steps=7), machine)[0].step == 7
+    assert "machine: CPU as asked" in capsys.readouterr().err
 
 
 def test_c32_what_a_checkpoint_is_made_of_cannot_change(dataset, tmp_path):

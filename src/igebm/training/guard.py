@@ -23,13 +23,14 @@ class Guard:
     """Watches the energy gap E(x⁻) - E(x⁺) from step to step. Healthy runs keep it within a few units."""
 
     gap_limit: float
-    above: int = 0
-    below: int = 0
+    outside: int = 0
+    """iterations in a row with the gap out of bounds, on either side: a run that swings from one to the other is lost
+    as well"""
 
     @property
     def healthy(self) -> bool:
         """Nothing out of bounds: the state is worth going back to."""
-        return not (self.above or self.below)
+        return not self.outside
 
     def check(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Raises Divergence on a number that is not finite, and after PATIENCE steps in a row with the gap out of
@@ -38,14 +39,14 @@ class Guard:
             if not math.isfinite(metrics.get(name, 0.0)):
                 raise Divergence(step, f"{cause} ({name} = {metrics[name]})", _LOWER)
         gap = metrics.get("gap", 0.0)
-        self.above = self.above + 1 if gap > self.gap_limit else 0
-        self.below = self.below + 1 if gap < -self.gap_limit else 0
-        if self.above >= PATIENCE:
+        self.outside = self.outside + 1 if abs(gap) > self.gap_limit else 0
+        if self.outside < PATIENCE:
+            return
+        if gap > 0:
             raise Divergence(
                 step, f"samples' energies stay {gap:.3g} above the data's, so chains no longer keep up", _MORE_STEPS
             )
-        if self.below >= PATIENCE:
-            raise Divergence(step, f"samples' energies fell {-gap:.3g} below the data's, so the gap collapsed", _LOWER)
+        raise Divergence(step, f"samples' energies fell {-gap:.3g} below the data's, so the gap collapsed", _LOWER)
 
 
 _CAUSES = {

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from igebm.buffer import Buffer
 from igebm.errors import InputError
@@ -133,3 +134,76 @@ def test_state_is_saved_and_restored(generator):
 def test_a_buffer_of_other_settings_is_refused(other):
     with pytest.raises(InputError, match="the saved buffer's"):
         other.load_state_dict(filled().state_dict())
+
+
+class Replay(RuleBasedStateMachine):
+    """Any order of draws, writes and saves, beside a model of a buffer that is a plain dictionary: slot -> value."""
+
+    @initialize(
+        capacity=st.integers(0, 12), seed=st.integers(0, 2**20), policy=st.sampled_from(["slots", "ring"]),
+        labelled=st.booleans(),
+    )  # fmt: skip
+    def make(self, capacity, seed, policy, labelled):
+        self.host, self.labelled, self.policy = torch.Generator().manual_seed(seed), labelled, policy
+        self.new = lambda: Buffer(capacity, (2,), LABELS if labelled else None, dtype=torch.float32, policy=policy)
+        self.buffer, self.held, self.next, self.cursor = self.new(), {}, 0.0, 0
+
+    @rule(n=st.integers(1, 13), restart=st.sampled_from([0.0, 0.3, 1.0]))
+    def draw_and_write(self, n, restart):
+        fresh = torch.full((n, 2), -1.0), torch.full((n,), -1) if self.labelled else None
+        capacity = self.buffer.capacity
+        if 0 < capacity < n:
+            with pytest.raises(InputError, match="does not fit"):
+                self.buffer.draw(*fresh, restart, self.host)
+            return
+        draw = self.buffer.draw(*fresh, restart, self.host)
+        if capacity == 0:
+            assert draw.fresh.all() and not len(draw.slots)
+        for i, slot in enumerate(draw.slots.tolist()):
+            if draw.fresh[i]:
+                assert draw.x[i].tolist() == [-1.0, -1.0]
+            elif self.policy == "slots":
+                assert draw.x[i].tolist() == [self.held[slot]] * 2  # its own slot's, which it will go back to
+                assert not self.labelled or draw.y[i] == int(self.held[slot])
+            else:
+                assert draw.x[i, 0].item() in self.held.values()
+        if self.policy == "ring" and capacity:
+            assert draw.slots.tolist() == [(self.cursor + i) % capacity for i in range(n)]
+            self.cursor = (self.cursor + n) % capacity
+        assert len(set(draw.slots.tolist())) == len(draw.slots)  # without replacement
+        values = [self.next + i for i in range(n)]
+        self.next += n
+        y = torch.tensor([int(v) for v in values]) if self.labelled else None
+        self.buffer.write(draw.slots, torch.tensor(values)[:, None].expand(n, 2), y)
+        self.held |= dict(zip(draw.slots.tolist(), values, strict=False))
+
+    @rule()
+    def save_and_restore(self):
+        saved, self.buffer = self.buffer.state_dict(), self.new()
+        self.buffer.load_state_dict(saved)
+
+    @rule(key=st.sampled_from(["capacity", "cursor", "x", "y"]), wrong=st.sampled_from([-1, 99, "more", "other"]))
+    def a_damaged_state_is_refused(self, key, wrong):
+        saved = self.buffer.state_dict()
+        if key in ("capacity", "cursor"):
+            saved[key] = 99 if wrong in ("more", "other") else wrong
+        else:
+            extra = 13 if wrong in (99, "more") else 0
+            saved[key] = torch.zeros(len(saved["x"]) + extra, *((3,) if wrong in (-1, "other") else (2,)))
+            if key == "y" and not extra and self.labelled is False:
+                saved[key] = torch.zeros(len(saved["x"]))
+        with pytest.raises(InputError, match="the saved buffer"):
+            self.new().load_state_dict(saved)
+
+    @invariant()
+    def holds_what_was_written(self):
+        if not hasattr(self, "held"):
+            return
+        assert len(self.buffer) == len(self.held) and sorted(self.held) == list(range(len(self.held)))
+        for slot, value in self.held.items():
+            assert self.buffer.x[slot].tolist() == [value, value]
+            assert not self.labelled or self.buffer.y[slot] == int(value)
+
+
+TestReplay = Replay.TestCase
+TestReplay.settings = settings(max_examples=40, stateful_step_count=15, deadline=None, derandomize=True)

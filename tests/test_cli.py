@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from test_data_folder import c01, c26
 
 from igebm import model, presets, pretrained
 from igebm.cli import COMMANDS, main
@@ -364,6 +365,51 @@ def test_images_of_another_size_are_fitted_or_refused(run_folder, capsys, tmp_pa
     capsys.readouterr()
     np.savez(tmp_path / "nan.npz", train_x=np.full((4, 8, 8, 1), np.nan, np.float32))
     assert "nan" in mistake(capsys, "energy", run_folder, tmp_path / "nan.npz").lower()
+
+
+def test_c01_every_command_sees_the_same_pictures(run_folder, tmp_path, capsys):
+    """A folder that desktops have been at: checked, trained on and given energies, each time 5 images in 2 classes."""
+    root = str(c01(tmp_path / "c01"))
+    assert main(["data", "check", root, "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["classes"] == ["cat", "dog"] and found["splits"]["train"]["per_class"] == {"cat": 3, "dog": 2}
+    assert told.err.count("passed over 6 files") == 2 and "zebra" in told.err  # once a split that is looked for
+    assert main(["train", "--data", root, "--steps", "1", "--out", str(tmp_path / "r"), *TINY]) == 0
+    told = capsys.readouterr().err
+    assert "5 images, fewer than the batch of 8" in told and "passed over 6 files" in told
+    assert model.load(tmp_path / "r").shape.classes == ("cat", "dog")
+    assert main(["energy", str(tmp_path / "r"), root]) == 0
+    assert [line.split(",")[1] for line in capsys.readouterr().out.splitlines()[1:]] == ["cat"] * 3 + ["dog"] * 2
+
+
+@pytest.mark.parametrize("command", ["train", "energy", "data check"])
+def test_c26_damaged_pictures_are_refused_or_left_out_by_every_command(command, run_folder, tmp_path, capsys):
+    """3 of 20: exit code 2 and all names, before anything is made; with --skip-bad 17 are used, and it is said."""
+    root, out = c26(tmp_path / "c26"), tmp_path / "out.csv"
+    args = {
+        "train": ["train", "--data", root, "--steps", "1", "--out", tmp_path / "out", *TINY],
+        "energy": ["energy", run_folder, root, "--out", out],
+        "data check": ["data", "check", root, "--json"],
+    }[command]
+    line = mistake(capsys, *args)
+    assert all(word in line for word in ("3 of 20", "17.png", "empty.png", "x.png", "--skip-bad"))
+    assert [path.name for path in tmp_path.iterdir()] == ["c26"]
+    assert main([*map(str, args), "--skip-bad"]) == 0
+    told = capsys.readouterr()
+    assert all(name in told.err for name in ("left out 3 of 20", "17.png", "empty.png", "x.png"))
+    if command == "energy":
+        assert len(out.read_text().splitlines()) == 1 + 17
+    if command == "data check":
+        assert json.loads(told.out)["splits"]["train"]["count"] == 17
+
+
+def test_c13_help_says_what_multiplies_the_gradient_and_what_is_noise(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "what multiplies the gradient in a Langevin step" in told
+    assert "standard deviation of the noise of a Langevin step, in units of x" in told
 
 
 # Foreign and damaged files

@@ -80,6 +80,32 @@ def test_without_a_compiler_a_cpu_run_stays_eager_and_says_so(monkeypatch):
         runtime.probe("cpu", "float32", "on", 1)
 
 
+def test_c29_a_card_too_old_to_run_anything(monkeypatch):
+    """ "Available", yet its first kernel fails: refused by name and capability where it was asked for, else the CPU."""
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no kernel image is available for execution on the device\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Old Card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (3, 5))
+    monkeypatch.setattr(runtime.torch, "zeros", fail)
+    where, why = runtime._device("auto")
+    assert where.type == "cpu" and "Old Card, capability 3.5: no kernel image" in why
+    with pytest.raises(InputError, match="--device cuda: Old Card, capability 3.5: no kernel image .*--device cpu"):
+        runtime._device("cuda")
+    with pytest.raises(InputError, match="there are 1 CUDA devices"):
+        runtime._device("cuda:1")
+
+
+@pytest.mark.parametrize("threads", [-1, 100_000, 10**30])
+def test_threads_that_cannot_be_started_are_refused(threads):
+    """OpenMP would end the process without a word of ours."""
+    with pytest.raises(InputError, match=f"--threads {threads}: give 1 to"):
+        runtime._threads(threads)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:1", "cuda0", ""])
 def test_c29_unknown_devices(device):
     with pytest.raises(InputError, match="unknown device"):

@@ -146,6 +146,20 @@ def test_c31_every_name_can_be_shown_and_used(locale, tmp_path):
     assert main(["train", "--resume", str(out), "--steps", "4"]) == 0  # under another locale than it began with
 
 
+# Devices
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "gpu", "cuda:" + "9" * 5000], ids=lambda name: name[:8])
+def test_c29_a_device_that_is_not_there_is_refused_before_data_are_read(device):
+    """The data set is not there either, and it is not what is complained of."""
+    started = time.monotonic()
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    args = ["train", "--device", device, "--data", "/nowhere/at/all"]
+    done = subprocess.run([sys.executable, "-m", "igebm", *args], capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and done.stdout == "" and time.monotonic() - started < 60  # 3 s on a quiet machine
+    assert device[:20] in done.stderr and "cpu" in done.stderr and done.stderr.count("\n") == 1
+
+
 # Paths that cannot be looked at, other users
 
 

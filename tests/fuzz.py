@@ -76,6 +76,7 @@ def valid_files() -> dict[str, bytes]:
     np.save(content, arrays["train_x"])
     files["x.npy"] = content.getvalue()
 
+    files |= series_files()
     state = states.start(TINY, Shape(1, 8, 8, ("a", "b")), RUNTIME, {})
     state.buffer.write(torch.arange(4), torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
     with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +86,22 @@ def valid_files() -> dict[str, bytes]:
         files["m.safetensors"] = Path(folder, "m.safetensors").read_bytes()
     files["repacked.pt"] = _repacked(files["checkpoint.pt"])
     return files
+
+
+def series_files() -> dict[str, bytes]:
+    """Time series of two features, as arrays and as tables."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    x = np.random.default_rng(0).normal(size=(2, 4, 2)).astype(np.float32)
+    table = {"series": [0] * 4 + [1] * 4, "step": [0, 1, 2, 3] * 2, "a": x[..., 0].ravel(), "b": x[..., 1].ravel()}
+    lines = [",".join(table), *(",".join(map(str, row)) for row in zip(*table.values(), strict=True))]
+    packed, parquet = io.BytesIO(), io.BytesIO()
+    np.savez_compressed(packed, train_x=x, features=np.array(["a", "b"]))
+    pq.write_table(pa.table(table), parquet)
+    return {
+        "series.csv": "\n".join(lines).encode(), "series.npz": packed.getvalue(), "series.parquet": parquet.getvalue(),
+    }  # fmt: skip
 
 
 def _turned() -> Image.Exif:
@@ -221,6 +238,12 @@ def read_array(path: Path) -> None:
         assert images.y is None or len(images.y) == len(images.x)
 
 
+def read_series(path: Path) -> None:
+    found = data.sources.load_series(str(path))
+    assert found.x.ndim == 3 and found.x.dtype == np.float32 and np.isfinite(found.x).all()
+    assert len(found.features) == found.x.shape[2]
+
+
 def read_model(path: Path) -> None:
     m = model.load(path)
     assert m.energy(np.zeros((1, *m.shape.image[1:], m.shape.channels), np.uint8)).shape == (1,)
@@ -244,7 +267,7 @@ def read(name: str, content: bytes) -> str:
         path = Path(folder, states.CHECKPOINT if kind == ".pt" else f"x{kind}")
         path.write_bytes(content)
         try:
-            READERS.get(kind, read_picture)(path)
+            (read_series if name.startswith("series") else READERS.get(kind, read_picture))(path)
         except (InputError, Fault) as error:
             assert "\n" not in str(error), f"more than one line: {error}"
             return "refused"
@@ -261,7 +284,7 @@ def fuzz(seconds: float, seed: int = 0, keep: Path | None = None) -> dict:
     for name, content in files.items():
         assert read(name, content) == "read", f"{name} is not read undamaged"
     contents, outcomes, failures = list(files.values()), Counter(), []
-    slowest, before, end = ("", 0.0), _memory(), time.monotonic() + seconds
+    slowest, largest, before, end = ("", 0.0), ("", 0), _memory(), time.monotonic() + seconds
 
     def ring(number, frame):
         raise Slow(f"still reading after {SLOWEST:g} s")
@@ -271,10 +294,11 @@ def fuzz(seconds: float, seed: int = 0, keep: Path | None = None) -> dict:
         while time.monotonic() < end:
             name = rng.choice(list(files))
             content = rng.choice((mutated, resealed))(files[name], rng.choice(contents), rng)
-            started = time.monotonic()
+            started, had_before = time.monotonic(), _memory()
             signal.setitimer(signal.ITIMER_REAL, SLOWEST)
             try:
-                outcomes[f"{Path(name).suffix} {read(name, content)}"] += 1
+                kind = "series" * name.startswith("series") + Path(name).suffix
+                outcomes[f"{kind} {read(name, content)}"] += 1
             except Exception as error:
                 failures.append(f"{name}: {type(error).__name__}: {error}")
                 if keep is not None:
@@ -283,12 +307,14 @@ def fuzz(seconds: float, seed: int = 0, keep: Path | None = None) -> dict:
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             slowest = max(slowest, (name, time.monotonic() - started), key=lambda row: row[1])
+            largest = max(largest, (name, _memory() - had_before), key=lambda row: row[1])
     finally:
         signal.signal(signal.SIGALRM, had)
     return {
         "seed": seed, "seconds": seconds, "files": sum(outcomes.values()) + len(failures),
         "outcomes": dict(sorted(outcomes.items())), "failures": failures, "slowest": slowest[0],
         "slowest_seconds": round(slowest[1], 3), "memory_growth_bytes": _memory() - before,
+        "largest": largest[0], "largest_bytes": largest[1],
     }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def load_file(
     x = as_uint8(pixels[wanted], f"{where} ({wanted})")
     counts = {s: len(a) if a.ndim else 0 for s, a in pixels.items()}
     if any(y.dtype.kind == "f" and y.ndim == 2 for y in labels.values()):
-        latents, about = tidy_latents(labels, counts, _names(arrays, ("latents",), where), where)
+        latents, about = tidy_latents(labels, counts, names_in(arrays, ("latents",), where), where)
         return Images(name or where, fitted(x, image_size, channels), latents.get(wanted), (), about)
     ys, classes = tidy_labels(labels, counts, classes, where, say)
     y = ys.get(wanted)
@@ -106,11 +106,11 @@ def sort_arrays(
         for key in ("y", "labels", "arr_1"):
             if key in arrays:
                 labels.setdefault("train", arrays[key])
-    names = _names(arrays, ("classes", "class_names"), where)
+    names = names_in(arrays, ("classes", "class_names"), where)
     return pixels, {s: y for s, y in labels.items() if s in pixels}, names
 
 
-def _names(arrays: Mapping[str, np.ndarray], keys: tuple[str, ...], where: str) -> tuple[str, ...]:
+def names_in(arrays: Mapping[str, np.ndarray], keys: tuple[str, ...], where: str) -> tuple[str, ...]:
     """The names in the first of these arrays that is there, as text that can be shown; () where none is."""
     names = next((arrays[key] for key in keys if key in arrays), np.empty(0, "U1"))
     if names.size and (names.dtype.kind not in "US" or names.ndim != 1):

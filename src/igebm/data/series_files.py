@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from ..errors import InputError
-from .arrays import read_npy, read_npz
+from .arrays import names_in, read_npy, read_npz
 from .images import MissingSplit, canonical, existing, shown
 from .series import Series
 
@@ -90,10 +90,7 @@ def _of_arrays(
         )
     if wanted not in found:
         raise MissingSplit(where, split, found)
-    names = arrays.get("features", np.empty(0, "U1"))
-    if names.ndim != 1 or names.dtype.kind != "U":
-        raise InputError(f"`features` of {where} must be a list of names, got {names.dtype} of shape {names.shape}")
-    return found[wanted], tuple(str(name) for name in names)
+    return found[wanted], names_in(arrays, ("features",), where)
 
 
 def _csv(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from test_cli import TINY
 
-from igebm import terminal
+from igebm import limits, ranks, runtime, terminal
 from igebm.cli import main
 from igebm.errors import InputError
 from igebm.files import what_is, writable_file
@@ -102,6 +102,50 @@ def test_a_terminal_that_goes_away_ends_nothing(tmp_path):
 def test_what_is_said_never_moves_a_cursor(capsys):
     terminal.say("a name with \x1b[2J, \r and \n in it")
     assert capsys.readouterr().err == "a name with \\x1b[2J, \\x0d and \\x0a in it\n"
+
+
+@pytest.mark.parametrize("size", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["", "0", "3", "abc", "9" * 5000], ids=lambda value: value[:4])
+def test_numbers_of_other_programs_in_the_environment_do_not_matter(size, value, monkeypatch):
+    """One alone of what torchrun sets makes no job of several processes, and does not silence this one."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(size, value)
+    assert limits.processes() == 1
+    with ranks.together():
+        assert ranks.size() == 1
+    assert runtime._threads(0) >= 1
+    for name, text in (("RANK", "1"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, text)
+    assert limits.processes() == 4
+
+
+def test_odd_surroundings_change_nothing(tmp_path):
+    """No room in the terminal for a word, junk in variables, no stdin: help comes at once, and a run is told of."""
+    env = os.environ | {"COLUMNS": "2", "RANK": "abc", "WORLD_SIZE": "4", "TERM": "none of these", "LINES": "-1"}
+    command = [sys.executable, "-m", "igebm", "train"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == 0 and "--chain-steps" in done.stdout
+    args = ["--steps", "1", "--out", str(tmp_path / "r"), *TINY]
+    done = subprocess.run([*command, *args], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0 and "step 1 after" in done.stderr and quiet(done.stderr)
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    (tmp_path / "gone").mkdir()
+    done = shell(f"cd {tmp_path}/gone; rmdir ../gone; {IGEBM} train --steps 1")
+    assert (
+        done.returncode == 2
+        and done.stderr == "igebm: the folder that you are in is no longer there; change to another\n"
+    )
+
+
+def test_memory_is_the_least_of_machine_and_container(tmp_path):
+    machine = limits.memory(tmp_path / "nowhere")
+    assert 2**28 < machine < 2**50
+    for text, want in (("1048576\n", 2**20), ("max\n", machine), ("junk", machine)):
+        (tmp_path / "memory.max").write_text(text)
+        assert limits.memory(tmp_path / "memory.max") == want
 
 
 # Names and locales

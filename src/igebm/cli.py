@@ -6,7 +6,9 @@ Heavy imports wait inside the functions, so that --help answers at once.
 import contextlib
 import io
 import json
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -342,6 +344,10 @@ def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_overview())
         return 0
+    try:
+        os.getcwd()
+    except OSError:  # libraries that ask for it end the process without a word of ours
+        raise InputError("the folder that you are in is no longer there; change to another") from None
     if args[0] == "--version":
         print(f"igebm {__version__}")
         return 0
@@ -663,6 +669,8 @@ def _experiments() -> str:
 
 def parse(kind: Any, command: str, args: list[str], default: Any = None) -> Any:
     """`args` as a `kind`. Raises InputError with one line where they cannot be parsed; --help prints and exits."""
+    if shutil.get_terminal_size().columns < 40:
+        os.environ["COLUMNS"] = "40"  # where there is less room than for a word, tyro looks for it without end
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):

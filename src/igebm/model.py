@@ -22,6 +22,7 @@ from .data.images import shown
 from .energy import Energy
 from .errors import Fault, InputError, unknown
 from .files import what_is, whole
+from .limits import affordable
 from .nets.fold import Twin
 from .nets.image import ImageEnergy, least_weights, smallest_image
 from .nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
@@ -45,7 +46,7 @@ def build_net(preset: Preset, shape: Shape | SeriesShape) -> ImageEnergy | Traje
 
 def build_image_net(preset: Preset, shape: Shape) -> ImageEnergy:
     """The network of a preset for images of `shape`. Raises InputError where the images are too small for its
-    halvings."""
+    halvings, or its weights too many for the memory."""
     blocks = presets.parse_blocks(preset.blocks)
     least = smallest_image(blocks, preset.stem, preset.scales)
     if min(shape.height, shape.width) < least:
@@ -54,11 +55,14 @@ def build_image_net(preset: Preset, shape: Shape) -> ImageEnergy:
             f"{preset.stem}, --scales {preset.scales}: at least {least}x{least} is needed; use fewer halvings (d) or "
             f"--image-size"
         )
+    condition = shape.condition if preset.conditional else 0
+    weights = least_weights(preset.width, blocks, condition, preset.scales)
+    affordable(4 * weights, f"the {weights:.3g} weights of --width {preset.width} --blocks {preset.blocks!r}")
     return ImageEnergy(
         channels=shape.channels,
         width=preset.width,
         blocks=blocks,
-        condition=shape.condition if preset.conditional else 0,
+        condition=condition,
         stem=preset.stem,
         activation=preset.activation,
         modulation=preset.modulation,

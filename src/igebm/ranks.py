@@ -8,7 +8,6 @@ numbers, so that it does not matter which process does it. The command is
 where the two dashes alone keep torchrun from taking `--n` for an option of its own.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from .errors import Fault
+from .limits import processes
 
 KINDS = ["float32", "float64", "int64", "uint8", "bool"]
 
@@ -26,7 +26,7 @@ KINDS = ["float32", "float64", "int64", "uint8", "bool"]
 @contextmanager
 def together() -> Iterator[None]:
     """Join the processes that torchrun started, if it did. Raises Fault where one of them is lost on the way."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if processes() == 1 or dist.is_initialized():
         yield
         return
     # Tensors on GPUs go by NCCL, those on the host (files, flags) by gloo.

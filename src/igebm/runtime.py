@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import InputError, unknown
+from .limits import from_environment
 
 MOST_THREADS = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -79,7 +80,7 @@ def _device(asked: str) -> tuple[torch.device, str]:
     if asked == "auto":
         if torch.cuda.is_available():
             # Of several processes on one machine each takes its own.
-            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            where = torch.device("cuda", from_environment("LOCAL_RANK", 0) % torch.cuda.device_count())
             fault = _cuda_fault(where)
             if fault is None:
                 return where, f"GPU {torch.cuda.get_device_name(where)}"
@@ -121,7 +122,7 @@ def _threads(asked: int) -> int:
     """As many as the cores that this process may use: OpenMP's threads wait by spinning, so that one too many stalls
     all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = max(1, cores // max(1, from_environment("LOCAL_WORLD_SIZE", 1)))
     if not 0 <= asked <= max(MOST_THREADS, cores):  # OpenMP ends the process where it cannot start that many
         raise InputError(f"--threads {asked}: give 1 to {max(MOST_THREADS, cores)} (0: as many as there are cores)")
     return asked or max(1, min(cores, _cgroup_cores() or cores))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO, cast
 
+from .limits import from_environment, processes
+
 CONTROL = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160))}
 """what would move a cursor, as text: names of files and classes are not ours"""
 
@@ -26,7 +28,7 @@ class Screen(NamedTuple):
     step: Step
 
 
-ALONE = int(os.environ.get("RANK", "0")) == 0
+ALONE = processes() == 1 or from_environment("RANK", 0) == 0
 """of several processes at one job the first alone speaks"""
 
 

@@ -6,7 +6,6 @@ numbers; a matrix of floats, a row an image, holds latents (`latents` may name i
 """
 
 import io
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..errors import InputError
+from ..limits import affordable
 from .images import CHUNK, SPLITS, Images, MissingSplit, canonical, fitted, shown, silent
 from .labels import tidy_labels
 from .latents import tidy_latents
@@ -238,12 +238,7 @@ def _enough(there: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
 def _memory_for(needed: int, where: str) -> None:
     """Raises InputError where compressed arrays would not fit the machine's memory: a thousandth of it can hold them
     packed."""
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" in names and needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        raise InputError(
-            f"{where} unpacks to {needed / 2**30:.3g} GiB, more than this machine's memory; save it with np.savez, "
-            "without compression, and it is read in place"
-        )
+    affordable(needed, f"the compressed arrays of {where} (np.savez leaves them as they are, to be read in place)")
 
 
 @contextmanager

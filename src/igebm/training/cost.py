@@ -1,5 +1,6 @@
 """What a preset costs before it is run: parameters and floating-point operations, counted from the network itself."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import presets
 from ..energy import energy_and_grad
 from ..model import build_kernel, build_net
 from ..nets.bound import attached, frozen
+from ..nets.image import least_weights
 from ..nets.trajectory import TrajectoryPredictor
 from ..presets import Preset
 from ..samplers import run
@@ -44,6 +47,19 @@ def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
         "flop_per_image_and_update": update,
         "flop_per_iteration": preset.batch * (chain + 2 * update),
     }
+
+
+def least_memory(preset: Preset, shape: Shape | SeriesShape) -> int:
+    """A lower bound of the bytes that training takes: the weights with their gradient, average, moments and twin; the
+    first block's pictures of data and samples, which the update keeps; and the buffer. 0 for series."""
+    if isinstance(shape, SeriesShape):
+        return 0
+    blocks, half = presets.parse_blocks(preset.blocks), 1 if preset.stem == "3x3" else 2
+    condition = shape.condition if preset.conditional else 0
+    weights = least_weights(preset.width, blocks, condition, preset.scales)
+    pixels = (shape.height // half) * (shape.width // half)
+    pictures = 2 * preset.batch * pixels * preset.width * (1 + blocks[0][0])
+    return 6 * 4 * weights + 4 * pictures + preset.buffer_size * math.prod(shape.image)
 
 
 def _past(shape: Shape | SeriesShape) -> tuple[int, int]:

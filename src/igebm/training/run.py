@@ -23,10 +23,12 @@ from ..data.sources import load_series
 from ..diagnostics import temperature
 from ..errors import InputError
 from ..files import located, what_is, writable_folder, write_json
+from ..limits import affordable
 from ..presets import Machine, Preset
 from ..runtime import Runtime, probe
 from ..shapes import SeriesShape, Shape, from_dict
 from . import state as states
+from .cost import least_memory
 from .loop import Outcome, Stopped, Watcher, train, write_final_grid, write_rollouts
 from .state import TrainState
 
@@ -53,7 +55,8 @@ def new(
     images = open_data(preset, data_dir, skip_bad)
     preset = settled(preset, images)
     shape = shape_of(preset, images)
-    # Refused before the folder is made: a network or crops that do not fit the images.
+    # Refused before the folder is made: what does not fit the memory, a network or crops that do not fit the images.
+    fits_memory(preset, shape, runtime)
     model.build_net(preset, shape)
     loader = open_loader(preset, images, runtime)
     folder = open_folder(name, out)
@@ -100,6 +103,7 @@ def resume(
         runtime = open_machine(machine, before=saved["runtime"])
         images = open_data(preset, data_dir, skip_bad)
         shape = from_dict(saved, folder)
+        fits_memory(preset, shape, runtime)
         state = states.start(preset, shape, runtime, saved["facts"])
         check_data(state, images, folder)
         loader = open_loader(preset, images, runtime)
@@ -250,6 +254,14 @@ def settled(preset: Preset, found: Images | Series) -> Preset:
     path = located(preset.data)
     here = preset.data not in NAMES and existing(path)
     return replace(preset, data=str(path.resolve())) if here else preset
+
+
+def fits_memory(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime) -> None:
+    """Raises InputError for settings that cannot fit the memory, where the network lives in it."""
+    if runtime.device.type == "cpu":
+        settings = (preset.width, preset.blocks, preset.batch, preset.buffer_size)
+        flags = "--width {} --blocks {!r} --batch {} --buffer-size {}".format(*settings)
+        affordable(least_memory(preset, shape) / ranks.size(), flags)
 
 
 def shape_of(preset: Preset, found: Images | Series) -> Shape | SeriesShape:

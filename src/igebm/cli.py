@@ -22,6 +22,7 @@ from . import __version__, presets, terminal
 from .baselines import settings as baselines
 from .errors import Fault, InputError, unknown
 from .evaluation.settings import EXPERIMENTS, All, Common, Concepts, Rollout
+from .limits import processes
 from .presets import Machine, Preset
 
 Options = TypeVar("Options")
@@ -338,6 +339,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not re.search("out of memory|can't allocate memory", str(error)):
             raise
         return _fail(1, "out of memory; lower --batch, --width or --buffer-size")
+
+
+def program() -> int:
+    """What the console command runs: main, and then the end of the process."""
+    code = main()
+    if processes() > 1:
+        # gloo's threads may hold tensors yet; where Python is half gone, letting go of one aborts the process.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 def _dispatch(args: list[str]) -> int:

@@ -253,6 +253,24 @@ def test_l_kl_reaches_the_weights(through):
     assert any(not torch.equal(a, b) for a, b in zip(plain.net.parameters(), with_kl.net.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("parts", [2, 3, 8], ids=str)
+def test_a_batch_in_parts_takes_the_step_of_the_whole(parts):
+    """Eq. 3 is a mean over the batch, and chains without noise depend on their starts alone: the gradient of the whole
+    batch is the sum of its parts' shares, equal (2, 8) or not (3), and so is the loss."""
+    whole = replace(TINY, noise=0.0, objective="contrastive", conditional=True)
+    found = []
+    for p in (whole, replace(whole, accumulate=parts)):
+        state, x = fresh(p)
+        metrics = train_step(state, Loader(x, p.batch), Guard(25.0))
+        grads = {name: q.grad.clone() for name, q in state.net.named_parameters() if q.grad is not None}
+        found.append((grads, metrics, state.buffer.x.clone()))
+    (one, m, stored), (many, n, again) = found
+    assert one.keys() == many.keys() and (stored.int() - again.int()).abs().max() <= 1  # rounded at random
+    for name, g in one.items():
+        assert torch.allclose(g, many[name], rtol=1e-3, atol=1e-6), name
+    assert all(m[k] == pytest.approx(n[k], rel=1e-3, abs=1e-6) for k in m)
+
+
 def test_interrupted_step_leaves_everything_as_it_was():
     from igebm.training.loop import Stopped
 

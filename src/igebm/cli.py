@@ -338,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(1, f"chains cannot be compiled here ({str(error).splitlines()[0]}); use --compile off")
         if not re.search("out of memory|can't allocate memory", str(error)):
             raise
-        return _fail(1, "out of memory; lower --batch, --width or --buffer-size")
+        return _fail(1, "out of memory; raise --accumulate, or lower --batch, --width or --buffer-size")
 
 
 def program() -> int:

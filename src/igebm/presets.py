@@ -121,6 +121,9 @@ class Preset:
     # Optimiser
     batch: int = 128
     """images of each kind, data and samples"""
+    accumulate: int = 1
+    """parts in which a batch is worked through, their gradients added up: less memory, and the same update (but the
+    softmax of eq. 8 is over each part)"""
     lr: float = 1e-4
     warmup: int = 0
     """iterations over which the learning rate rises to lr"""
@@ -213,6 +216,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "alpha": (0, math.inf),
     "kl_weight": (0, math.inf),
     "batch": (1, 1_000_000),
+    "accumulate": (1, 10**6),
     "lr": (0, 10),
     "warmup": (0, 10_000_000),
     "beta1": (0, 0.999999),
@@ -242,6 +246,8 @@ def checked(preset: Preset) -> Preset:
         raise InputError(
             f"--buffer-size {p.buffer_size} is smaller than --batch {p.batch}; give at least {p.batch}, or 0 for none"
         )
+    if p.accumulate > p.batch:
+        raise InputError(f"--accumulate {p.accumulate}: a batch of {p.batch} has no more than {p.batch} parts")
     series = p.network == "trajectory"
     if not series and (p.objective == "squared-error" or p.start == "last"):
         raise InputError("--objective squared-error and --start last are for time series (--network trajectory)")

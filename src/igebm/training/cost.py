@@ -58,7 +58,7 @@ def least_memory(preset: Preset, shape: Shape | SeriesShape) -> int:
     condition = shape.condition if preset.conditional else 0
     weights = least_weights(preset.width, blocks, condition, preset.scales)
     pixels = (shape.height // half) * (shape.width // half)
-    pictures = 2 * preset.batch * pixels * preset.width * (1 + blocks[0][0])
+    pictures = 2 * preset.batch // preset.accumulate * pixels * preset.width * (1 + blocks[0][0])
     return 6 * 4 * weights + 4 * pictures + preset.buffer_size * math.prod(shape.image)
 
 

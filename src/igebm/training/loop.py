@@ -149,23 +149,21 @@ def train_step(
     y_pos = y_pos if net.condition else None
     draw = draw_chains(state, x_pos, y_pos, host, device)
 
-    # Sample
-    x_neg, x_attached, info = sample(state, draw, device, stop)
-    if p.latent_steps:
-        draw = draw._replace(y=sample_latents(state, x_neg, draw, device))
-
-    # Update
+    # Sample, and gradients: all at once, or in parts that memory has room for
     for group in state.optimizer.param_groups:
         group["lr"] = optim.warmed_up(p.lr, state.step + 1, p.warmup)
-    y_all = None if y_pos is None or draw.y is None else torch.cat([y_pos, draw.y])
-    e_pos, e_neg = attached(net, y_all)(torch.cat([x_pos, x_neg])).tensor_split([len(x_pos)])
-    loss = OBJECTIVES[p.objective](e_pos, e_neg) + regulariser(e_pos, e_neg, p.alpha)
-    if x_attached is not None:
-        loss = loss + p.kl_weight * kl(frozen(net, draw.y)(x_attached))
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    rows = torch.arange(len(x_pos), device=x_pos.device).chunk(p.accumulate)
+    of = lambda y, i: None if y is None else y[i]
+    parts = [part_step(state, x_pos[i], of(y_pos, i), draw.x[i], of(draw.y, i), len(x_pos), device, stop) for i in rows]
+    x_neg, e_pos, e_neg = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_neg", "e_pos", "e_neg"))
+    y_neg = None if draw.y is None else torch.cat([part.y_neg for part in parts if part.y_neg is not None])
+    loss = torch.stack([part.loss for part in parts]).sum()
+    g = torch.cat([part.g for part in parts if part.g is not None]) if parts[0].g is not None else None  # MPPI: none
+
+    # Update
     distributed.average_gradients(net)
-    metrics = measure(state, e_pos, e_neg, loss, x_neg, info)
+    metrics = measure(state, e_pos, e_neg, loss, x_neg, g)
     guarding.check(state.step + 1, metrics)
     metrics["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, p.sigma_clip).item()
     state.optimizer.step()
@@ -174,9 +172,47 @@ def train_step(
     # Average
     ema.update(state.averages, net, p.ema, state.step)
 
-    state.buffer.write(draw.slots, x_neg, draw.y, device)
+    state.buffer.write(draw.slots, x_neg, y_neg, device)
     state.slow_gap += 0.01 * (metrics["gap"] - state.slow_gap)
     return counted(state, len(x_pos)) | metrics
+
+
+class Part(NamedTuple):
+    """What is left of a part of a batch once its gradients are added up: nothing that holds a graph."""
+
+    x_neg: Tensor
+    y_neg: Tensor | None
+    e_pos: Tensor
+    e_neg: Tensor
+    loss: Tensor
+    g: Tensor | None
+
+
+def part_step(
+    state: TrainState,
+    x_pos: Tensor,
+    y_pos: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    batch: int,
+    generator: torch.Generator,
+    stop: Callable[[], bool],
+) -> Part:
+    """Sample from x, and add up the gradients of so many data and chains, all of the batch or a part of it (the softmax
+    of eq. 8 is then over each part): the loss of a part counts as its share of the batch."""
+    p, net = state.preset, state.net
+    x_neg, x_attached, info = sample(state, x, y, generator, stop)
+    if p.latent_steps and y is not None:
+        y = sample_latents(state, x_neg, y, generator)
+    y_all = None if y_pos is None or y is None else torch.cat([y_pos, y])
+    e_pos, e_neg = attached(net, y_all)(torch.cat([x_pos, x_neg])).tensor_split([len(x_pos)])
+    loss = OBJECTIVES[p.objective](e_pos, e_neg) + regulariser(e_pos, e_neg, p.alpha)
+    if x_attached is not None:
+        loss = loss + p.kl_weight * kl(frozen(net, y)(x_attached))
+    loss = loss * (len(x_pos) / batch)
+    loss.backward()
+    g = None if info.g is None else info.g.detach()
+    return Part(x_neg, y, e_pos.detach(), e_neg.detach(), loss.detach(), g)
 
 
 def counted(state: TrainState, images: int) -> Metrics:
@@ -191,11 +227,15 @@ def regression_step(
 ) -> Metrics:
     """One iteration of the plain predictor: ⟨‖x̂(y) - x‖²⟩ per feature, by the same optimiser and average."""
     state.optimizer.param_groups[0]["lr"] = optim.warmed_up(state.preset.lr, state.step + 1, state.preset.warmup)
-    loss = F.mse_loss(net(y), x)
+    assert y is not None
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    losses = []
+    for part, past in zip(x.chunk(state.preset.accumulate), y.chunk(state.preset.accumulate), strict=True):
+        loss = F.mse_loss(net(past), part) * (len(part) / len(x))
+        loss.backward()
+        losses.append(loss.detach())
     distributed.average_gradients(net)
-    numbers = torch.stack([loss.detach(), gradient_norm(net)])
+    numbers = torch.stack([torch.stack(losses).sum(), gradient_norm(net)])
     ranks.mean_([numbers])
     metrics: Metrics = dict(zip(("loss", "gradient"), numbers.tolist(), strict=True))
     guarding.check(state.step + 1, metrics)
@@ -228,7 +268,7 @@ def draw_chains(
 
 
 def sample(
-    state: TrainState, draw: Draw, generator: torch.Generator, stop: Callable[[], bool]
+    state: TrainState, x: Tensor, y: Tensor | None, generator: torch.Generator, stop: Callable[[], bool]
 ) -> tuple[Tensor, Tensor | None, Info]:
     """x̃ after K steps on the folded twin, detached; the same attached to the weights where L_KL asks for it; the
     last Info."""
@@ -240,12 +280,12 @@ def sample(
             raise Stopped
 
     state.twin.refresh()
-    end, info = samplers.run(kernel, state.twin.given(draw.y), draw.x, state.chain_steps - through, generator, look_up)
+    end, info = samplers.run(kernel, state.twin.given(y), x, state.chain_steps - through, generator, look_up)
     if not through:
         return end.x, None, info
     end, info = samplers.run(
         kernel,
-        attached(state.net, draw.y),
+        attached(state.net, y),
         end.x,
         through,
         generator,
@@ -256,15 +296,15 @@ def sample(
     return end.x.detach(), end.x, info
 
 
-def sample_latents(state: TrainState, x: Tensor, draw: Draw, generator: torch.Generator) -> Tensor:
+def sample_latents(state: TrainState, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
     """The latents that samples move on to at their images (an option: latent sampling in the proposal)."""
-    assert isinstance(state.twin, Twin) and isinstance(state.shape, Shape) and draw.y is not None
+    assert isinstance(state.twin, Twin) and isinstance(state.shape, Shape)
     return inference.chain(
-        state.twin.over(x), draw.y, state.shape.latents, state.preset.latent_steps, generator=generator
+        state.twin.over(x), y, state.shape.latents, state.preset.latent_steps, generator=generator
     ).detach()
 
 
-def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, info: Info) -> Metrics:
+def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, g: Tensor | None) -> Metrics:
     """The numbers of an iteration that the guard, the log and the bar show."""
     numbers = {
         "e_pos": e_pos.mean(),
@@ -273,9 +313,9 @@ def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg
         "loss": loss,
         "gradient": gradient_norm(state.net),
     }
-    if info.g is not None:  # MPPI has none
-        numbers["chain_gradient"] = diagnostics.gradient_norm(info.g.detach())
-        numbers["clipped_chain"] = diagnostics.clipped_share(info.g.detach(), state.preset.clip)
+    if g is not None:
+        numbers["chain_gradient"] = diagnostics.gradient_norm(g)
+        numbers["clipped_chain"] = diagnostics.clipped_share(g, state.preset.clip)
     if state.preset.network == "image":
         numbers["saturated"] = diagnostics.saturated_share(x_neg)
     stacked = torch.stack([v.detach().float() for v in numbers.values()])

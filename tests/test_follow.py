@@ -46,3 +46,28 @@ def test_folders_that_hold_no_run_are_one_line(words, capsys, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_tensorboard_shows_the_numbers_of_the_log(tmp_path):
+    """What TensorBoard's own reader finds: each line of metrics.jsonl, the grid, and histograms that count a batch; a
+    resumed run goes on in them, and what it does again is there once."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    small = ["--width", "4", "--blocks", "1d", "--batch", "8", "--buffer-size", "16", "--chain-steps", "1"]
+    small += ["--log-every", "1", "--grid-every", "2", "--save-every", "2", "--sample-steps", "1", "--threads", "1"]
+    assert main(["train", "digits", "--steps", "4", "--out", str(run), "--dtype", "float32", *small]) == 0
+    assert main(["train", "--resume", str(run), "--steps", "6"]) == 0
+    found = EventAccumulator(str(run / "tensorboard"), {"histograms": 0, "images": 0, "scalars": 0}).Reload()
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for name in ("e_pos", "gap", "gradient"):
+        curve = found.Scalars(name)
+        assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
+        assert [point.value for point in curve] == pytest.approx([line[name] for line in log], rel=1e-4)
+    assert [i.step for i in found.Images("buffer")] == [2, 4, 6]
+    for name in ("E(x+)", "E(x-)"):
+        assert [(h.step, h.histogram_value.num) for h in found.Histograms(name)] == [(2, 8), (4, 8), (6, 8)]
+        means = [h.histogram_value.sum / 8 for h in found.Histograms(name)]
+        key = {"E(x+)": "e_pos", "E(x-)": "e_neg"}[name]
+        assert means == pytest.approx([line[key] for line in log[1::2]], rel=1e-3, abs=1e-6)

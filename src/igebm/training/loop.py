@@ -35,7 +35,7 @@ from ..report.plots import by_class, grid, write_png
 from ..runtime import Runtime
 from ..samplers.chain import Info, segment_length
 from ..shapes import Shape
-from . import distributed, ema, guard, optim
+from . import board, distributed, ema, guard, optim
 from .guard import Divergence, Guard
 from .state import (
     MODEL,
@@ -93,6 +93,7 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
     # Several processes stop between iterations, all at the same one; the first alone writes.
     alone, first = ranks.size() == 1, ranks.rank() == 0
     log = open_log(folder if first else None, state.step)
+    tensorboard = board.opened(folder if first else None, state.step, watcher.say)
     start, reason, saved = time.perf_counter(), "done", state.step if (folder / MODEL).exists() else -1
     with log:
         while state.step < p.steps:
@@ -114,10 +115,15 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
 
             # Report
             watcher.report(metrics | {"seconds": seconds})
+            pictured = state.step % p.grid_every == 0
+            picture = buffer_grid(state) if pictured and first else None
             if state.step % p.log_every == 0:
                 write_line(log, metrics | {"seconds": round(seconds, 2)})
-            if state.step % p.grid_every == 0 and first:
-                write_grid(folder / "samples" / f"{state.step:07d}.png", state)
+            if picture is not None:
+                write_png(folder / "samples" / f"{state.step:07d}.png", picture)
+            if state.step % p.log_every == 0 or pictured:
+                energies = state.energies if pictured else None
+                tensorboard = board.report(tensorboard, metrics, energies, picture, watcher.say)
 
             # Snapshot
             if state.step % p.snapshot_every == 0:
@@ -131,6 +137,8 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
                 break
     if saved != state.step:
         save_all(folder, state, runtime, log)
+    if tensorboard is not None:
+        tensorboard.close()
     return Outcome(reason, state.step, time.perf_counter() - start)
 
 
@@ -173,6 +181,7 @@ def train_step(
     ema.update(state.averages, net, p.ema, state.step)
 
     state.buffer.write(draw.slots, x_neg, y_neg, device)
+    state.energies = e_pos, e_neg
     state.slow_gap += 0.01 * (metrics["gap"] - state.slow_gap)
     return counted(state, len(x_pos)) | metrics
 
@@ -408,13 +417,13 @@ def save_all(folder: Path, state: TrainState, runtime: Runtime, log) -> int:
     return state.step
 
 
-def write_grid(path: Path, state: TrainState) -> None:
-    """Up to 100 chains as they wait in the buffer, in rows by class; nothing where there is no buffer."""
+def buffer_grid(state: TrainState) -> np.ndarray | None:
+    """Up to 100 chains as they wait in the buffer, in rows by class; None where there is no buffer."""
     if not len(state.buffer):
-        return
+        return None
     x, y = state.buffer.read(100, torch.Generator().manual_seed(0))
     images = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    write_png(path, grid(by_class(images, None if y is None else y.cpu().numpy()), columns=10))
+    return grid(by_class(images, None if y is None else y.cpu().numpy()), columns=10)
 
 
 def write_final_grid(path: Path, state: TrainState, runtime: Runtime, progress: Callable[[int, int], None]) -> None:

@@ -53,6 +53,8 @@ class TrainState:
     rollbacks: int = 0
     slow_gap: float = 0.0
     """the energy gap averaged over about 100 steps"""
+    energies: tuple[torch.Tensor, torch.Tensor] | None = None
+    """of the last iteration's data and samples, each (B,)"""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property

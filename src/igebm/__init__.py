@@ -6,13 +6,13 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 if TYPE_CHECKING:
-    from .model import load
+    from .library import load
 
 
 def __getattr__(name: str):
     # `igebm --help` and `igebm.__version__` must not wait for torch.
     if name == "load":
-        from .model import load
+        from .library import load
 
         return load
     raise AttributeError(f"module 'igebm' has no attribute {name!r}")

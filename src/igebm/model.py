@@ -5,7 +5,7 @@ Everything beyond training stands on this module: the command line, evaluation, 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -189,29 +189,46 @@ class Model:
         `labels` (n, d) float32, or draws them. `kernel` replaces the preset's. Raises Fault where a
         chain leaves the numbers.
         """
-        steps = self.preset.sample_steps if steps is None else steps
         y_all = self.conditions(n, label, labels, seed)
-        kernel = kernel or build_kernel(self.preset)
         if start is not None:
             self._check(start)
             if len(start) != n:
                 raise InputError(f"{n} samples need as many starts, got {len(start)}")
+        begin = None if start is None else lambda part, generator: dequantise(self._tensor(start[part]), generator)
         images = np.empty((n, self.shape.height, self.shape.width, self.shape.channels), np.uint8)
+        for part, x in self.drawn(n, y_all, steps, begin, seed, batch, progress, kernel):
+            images[part] = quantise(x).permute(0, 2, 3, 1).cpu().numpy()
+        return images, y_all
+
+    def drawn(
+        self,
+        n: int,
+        y_all: np.ndarray | None,
+        steps: int | None = None,
+        begin: Callable[[slice, torch.Generator], Tensor] | None = None,
+        seed: int = 0,
+        batch: int = 128,
+        progress: Progress = lambda done, total: None,
+        kernel: Kernel | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The ends of n chains under the conditions `y_all` as `conditions` gives them, a batch at a time: which of the
+        n they are, and float (b, C, H, W). `begin(part, generator)` are their starts; None: uniform noise."""
+        steps = self.preset.sample_steps if steps is None else steps
+        kernel = kernel or build_kernel(self.preset)
         generator = torch.Generator(self.device).manual_seed(seed)
         for part in batches(n, batch):
             size = part.stop - part.start
-            if start is None:
+            if begin is None:
                 x = torch.rand((size, *self.shape.image), generator=generator, device=self.device)
             else:
-                x = dequantise(self._tensor(start[part]), generator)
+                x = begin(part, generator)
             y = None if y_all is None else torch.as_tensor(y_all[part], device=self.device)
             before = part.start * steps
             tell = lambda k, *_, before=before, size=size: progress(before + k * size, n * steps)
             state, _ = run(kernel, self.given(y), x, steps, generator, tell)
             if not torch.isfinite(state.x).all():
                 raise Fault(f"a chain of {self.name} left the numbers; lower the step size")
-            images[part] = quantise(state.x).permute(0, 2, 3, 1).cpu().numpy()
-        return images, y_all
+            yield part, state.x
 
     def _check(self, images: np.ndarray) -> None:
         want = (self.shape.height, self.shape.width, self.shape.channels)

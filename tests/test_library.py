@@ -182,13 +182,13 @@ def test_grey_images_need_no_channel(ebm):
         assert torch.equal(ebm.pixels(picture), torch.full((1, 1, 8, 8), 77.5 / 256))
 
 
-def test_pictures_with_holes_and_palettes():
+def test_pil_images_are_read_as_files_are():
     ebm = made(channels=3, size=6)
     clear = Image.new("RGBA", (6, 6), (255, 0, 0, 0))
     palette = Image.new("RGB", (6, 6), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)
     grey = Image.new("L", (6, 6), 77)
     got = (256 * ebm.pixels([clear, palette, grey]))[:, :, 0, 0]
-    assert got.tolist() == [[0.5] * 3, [10.5, 200.5, 30.5], [77.5] * 3]
+    assert got.tolist() == [[255.5] * 3, [10.5, 200.5, 30.5], [77.5] * 3]
 
 
 def test_shapes_that_can_be_read_in_two_ways_are_refused():

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from . import model
 from .data import quantise
-from .data.images import with_channels
+from .data.decode import converted
 from .energy import Energy
 from .errors import Fault, InputError, within
 from .evaluation.masks import RULE, read_mask
@@ -273,7 +273,7 @@ class EBM:
         )
 
     def _decoded(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """PIL images as uint8 (N, H, W, C): what is transparent on black, colours as the model has them."""
+        """PIL images as uint8 (N, H, W, C), read as files are (data/decode.py)."""
         c, h, w = self.shape
         rows = []
         for picture in pictures:
@@ -282,11 +282,10 @@ class EBM:
                     f"{self.model.name} is of images {w}x{h}, got a picture of {picture.size[0]}x{picture.size[1]}; "
                     f"use .resize(({w}, {h}))"
                 )
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-            plain = picture if picture.mode in ("L", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
-            rows.append(with_channels(np.asarray(plain).reshape(h, w, -1), c))
+            try:
+                rows.append(converted(picture, None, c))
+            except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
+                raise InputError(f"a picture cannot be read: {' '.join(str(error).split())}") from error
         return np.stack(rows)
 
     def _hole(self, mask: Any, n: int) -> Tensor:

@@ -41,20 +41,25 @@ class Head(NamedTuple):
 def decode(picture: Picture, image_size: int | None, channels: int) -> np.ndarray:
     """One picture, uint8 H x W x `channels`; raises whatever Pillow raises where it cannot be decoded to its end."""
     with opened(picture) as image:
-        mode = _mode(image)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if mode == "I;16":
-            image = Image.fromarray(np.rint(np.asarray(image).astype(np.uint16) / 257).astype(np.uint8))
-        elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-            image = image.convert("LA") if mode == "La" else image
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        else:
-            image = image.convert("L" if mode in GREY else "RGB")
-        if image_size is not None:
-            image = square(image, image_size)
-        x = np.asarray(image)
+        return converted(image, image_size, channels)
+
+
+def converted(image: Image.Image, image_size: int | None, channels: int) -> np.ndarray:
+    """A picture that Pillow has opened, or made, by the rule above: uint8 H x W x `channels`."""
+    mode = _mode(image)
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if mode == "I;16":
+        image = Image.fromarray(np.rint(np.asarray(image).astype(np.uint16) / 257).astype(np.uint8))
+    elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("LA") if mode == "La" else image
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    else:
+        image = image.convert("L" if mode in GREY else "RGB")
+    if image_size is not None:
+        image = square(image, image_size)
+    x = np.asarray(image)
     return with_channels(x[..., None] if x.ndim == 2 else x, channels)
 
 

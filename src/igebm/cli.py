@@ -60,7 +60,7 @@ class Sample:
 
     machine: OmitArgPrefixes[Machine]
     model: Positional[str]
-    """a run folder, a .safetensors file or a name of `igebm models`"""
+    """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
     n: int = 64
     """how many"""
     label: str | None = None
@@ -86,7 +86,7 @@ class EnergyOf:
 
     machine: OmitArgPrefixes[Machine]
     model: Positional[str]
-    """a run folder, a .safetensors file or a name of `igebm models`"""
+    """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
     data: Positional[str]
     """a data set's name, hf:owner/name, a folder of images, or an .npz"""
     out: Path | None = None
@@ -157,7 +157,7 @@ class Evaluate(Generic[Options]):
     common: OmitArgPrefixes[Common]
     machine: OmitArgPrefixes[Machine]
     model: Positional[str]
-    """a run folder, a .safetensors file or a name of `igebm models`"""
+    """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
 
 
 @dataclass(frozen=True)
@@ -299,6 +299,42 @@ class BaselineOf:
     """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
     skip_bad: bool = False
     """leave out images that cannot be read, instead of refusing the folder"""
+
+
+@dataclass(frozen=True)
+class Push:
+    """Pass a model on, with a card written from its run: to the Hugging Face hub, or into a folder.
+
+    What is written: README.md (the card), model.safetensors, preset.json, evaluation/*.json of igebm eval and
+    samples.png; never a pickle. A new repository on the hub is private unless --public.
+    """
+
+    machine: OmitArgPrefixes[Machine]
+    model: Positional[str]
+    """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
+    to: Positional[str]
+    """owner/name on the hub (by HF_TOKEN, or hf auth login), or a folder: DIR/"""
+    licence: str = "mit"
+    """of the weights, as the hub names it: mit, apache-2.0, cc-by-4.0, ..."""
+    public: bool = False
+    """make a new repository public, or write to one that is"""
+    to_folder: bool = False
+    """TO is a folder, whatever it looks like"""
+    picture: Path | None = None
+    """for the card; default: the run's last samples, or some that are drawn now"""
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Fetch a model with its card and numbers from the Hugging Face hub, as a folder that every command takes as MODEL.
+
+    Safetensors, JSON, the card and its picture are fetched and read; whatever else is there is left there.
+    """
+
+    source: Positional[str]
+    """owner/name or owner/name@revision on the hub, or a folder that igebm push has written"""
+    out: Path | None = None
+    """folder; default: the next free models/NAME"""
 
 
 @dataclass(frozen=True)
@@ -620,6 +656,22 @@ def _baseline_ended(trained: Any, outcome: Any, folder: Path) -> int:
     return 0
 
 
+def push(args: list[str]) -> int:
+    asked = parse(Push, "push", args)
+    from .share import push as run
+
+    print(run(asked))
+    return 0
+
+
+def pull(args: list[str]) -> int:
+    asked = parse(Pull, "pull", args)
+    from .share import pull as run
+
+    print(run(asked))
+    return 0
+
+
 def bench(args: list[str]) -> int:
     asked = parse(Bench, "bench", args)
     from .benchmarks.speed import bench as run
@@ -651,6 +703,8 @@ COMMANDS = {
     "compose": Command(compose, "samples of several energies combined: concepts, classes, an energy of your own"),
     "infer": Command(infer, "the latents, or the class, of an image"),
     "baseline": Command(baseline, "train Glow or PixelCNN++ on the same data, to compare with (Table 2)"),
+    "push": Command(push, "pass a model on, with a card: to the Hugging Face hub, or into a folder"),
+    "pull": Command(pull, "fetch a model from the hub; hf:owner/name is a MODEL everywhere, too"),
     "bench": Command(bench, "measure this machine against a plain reference and its own limit"),
     "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),

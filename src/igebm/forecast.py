@@ -101,7 +101,8 @@ class Forecaster:
 
 
 def load(where: str | Path, device: torch.device | str = "cpu") -> Forecaster:
-    """The forecaster of a run folder, a .safetensors file or a bundled name. Raises InputError for one of images."""
+    """The forecaster of a run folder, a .safetensors file, a bundled name or hf:owner/name. Raises InputError for a
+    model of images."""
     path = model.find(where)
     tensors, about = model.read(path)
     shape, preset = from_dict(about, path), presets.from_dict(about["settings"])
@@ -109,4 +110,4 @@ def load(where: str | Path, device: torch.device | str = "cpu") -> Forecaster:
         raise InputError(f"{path} is a model of images, not of time series")
     net = model.build_net(preset, shape)
     model.fill(net, tensors, path)
-    return Forecaster(net.to(device), preset, shape, Path(where).stem, about["step"], about["facts"])
+    return Forecaster(net.to(device), preset, shape, model.called(where), about["step"], about["facts"])

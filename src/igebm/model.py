@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import __version__, presets, pretrained
+from . import __version__, hub, presets, pretrained
 from .data import dequantise, latents, quantise
 from .data.images import shown
 from .energy import Energy
@@ -274,7 +274,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     compiled: bool | Literal["graphs"] = False,
 ) -> Model:
-    """The model of a run folder, a .safetensors file or a bundled name. Nothing in it is executed.
+    """The model of a run folder, a .safetensors file, a bundled name or hf:owner/name. Nothing in it is executed.
 
     Raises InputError where there is none, where the file is foreign, damaged or of another network.
     """
@@ -294,12 +294,15 @@ def load(
     net = build_image_net(preset, shape)
     fill(net, tensors, path)
     return Model(
-        net, preset, shape, Path(where).stem, about["step"], about["facts"], torch.device(device), dtype, compiled
+        net, preset, shape, called(where), about["step"], about["facts"], torch.device(device), dtype, compiled
     )
 
 
 def find(where: str | Path) -> Path:
-    """The safetensors file that a MODEL argument means: a run folder's, the file itself, or a bundled model's."""
+    """The safetensors file that a MODEL argument means: a run folder's, the file itself, a bundled model's, or one on
+    the Hugging Face hub (hf:owner/name), which is downloaded once."""
+    if str(where).startswith("hf:"):
+        return hub.model_file(str(where))
     path = Path(where)
     at = what_is(path)
     if at == "file":
@@ -312,7 +315,15 @@ def find(where: str | Path) -> Path:
         raise InputError(f"{path} holds no model.safetensors; is it a run folder, and has the run saved once?")
     near = get_close_matches(str(where), pretrained.names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else f" (bundled: {', '.join(pretrained.names()) or 'none'})"
-    raise InputError(f"no model {str(where)!r}: give a run folder, a .safetensors file or a bundled name{hint}")
+    raise InputError(
+        f"no model {str(where)!r}: give a run folder, a .safetensors file, a bundled name or hf:owner/name{hint}"
+    )
+
+
+def called(where: str | Path) -> str:
+    """What a MODEL argument is called in messages and names of folders: a file without its end, a repository without
+    its owner."""
+    return hub.parse(str(where)).name.partition("/")[2] if str(where).startswith("hf:") else Path(where).stem
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -121,7 +121,8 @@ def load(where: str | Path, device: torch.device | str = "cpu") -> Baseline:
         raise InputError(f"{path}: its metadata is damaged (a baseline is of images, not of time series)")
     net = build(kind, settled(kind, settings, shape), shape)
     model.fill(net, tensors, path)
-    return Baseline(net, kind, settings, shape, path_name(path), about["step"], about["facts"], torch.device(device))
+    name = model.called(where) if str(where).startswith("hf:") else path_name(path)
+    return Baseline(net, kind, settings, shape, name, about["step"], about["facts"], torch.device(device))
 
 
 def path_name(path: Path) -> str:

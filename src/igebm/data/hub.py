@@ -43,9 +43,8 @@ def download(repository: str, config: str | None, looked_for: str, say: Callable
     )
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     if not offline:
-        unreachable = _unreachable()
-        if unreachable:
-            raise InputError(f"the data set is not on this machine and {unreachable}; {advice}")
+        if away := unreachable():
+            raise InputError(f"the data set is not on this machine and {away}; {advice}")
     say(f"reading {hub} from the Hugging Face hub; the first time this waits for the download")
     import datasets
     from datasets.exceptions import DatasetsError
@@ -187,7 +186,7 @@ def _open(dataset: Dataset, column: str, i: int) -> io.BytesIO | Path:
     return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"])
 
 
-def _unreachable() -> str:
+def unreachable() -> str:
     """Why the hub cannot be reached, or nothing; a proxy, which would be the one to reach it, is believed."""
     if any(os.environ.get(name) or os.environ.get(name.lower()) for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")):
         return ""

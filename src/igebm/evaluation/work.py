@@ -112,7 +112,7 @@ def names_of(m: Model, y: np.ndarray | None) -> list[str]:
 def folder_of(where: str) -> Path:
     """Where the evaluation of MODEL goes without --out."""
     path = Path(where)
-    return path / "evaluation" if path.is_dir() else Path("evaluation") / path.stem
+    return path / "evaluation" if path.is_dir() else Path("evaluation") / model.called(where)
 
 
 def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -311,7 +311,7 @@ MISTAKES = {
     "device (C29)": (["train", "--device", "gpu"], "use cpu, cuda or cuda:N"),
     "no cuda (C29)": (["train", "--device", "cuda:7"], "--device cpu"),
     "resume nothing": (["train", "--resume", "/nowhere/at/all"], "no run folder"),
-    "no model": (["sample", "/nowhere/at/all"], "give a run folder, a .safetensors file or a bundled name"),
+    "no model": (["sample", "/nowhere/at/all"], "give a run folder, a .safetensors file, a bundled name or hf"),
     "energy file": (["energy", "/nowhere", "digits", "--out", "e.txt"], ".csv or .npy"),
 }
 

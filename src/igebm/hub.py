@@ -11,16 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from . import __version__, terminal
 from .data.hub import unreachable
 from .errors import Fault, InputError
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-else:
-    HfApi = Any  # so that annotations can be checked without importing it
 
 MODEL = "model.safetensors"
 LOGIN = "log in by `hf auth login`, or set HF_TOKEN"
@@ -42,14 +37,15 @@ def parse(spec: str) -> Repository:
     return Repository(match[1], match[2])
 
 
-def api() -> HfApi:
+def api() -> Any:
     """The hub as $HF_ENDPOINT, $HF_TOKEN and $HF_HOME have it; bars of its own only on a terminal."""
-    import huggingface_hub
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
     if sys.stderr is None or not sys.stderr.isatty():
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
     endpoint = os.environ.get("HF_ENDPOINT") or None
-    return huggingface_hub.HfApi(endpoint, library_name="igebm", library_version=__version__)
+    return HfApi(endpoint, library_name="igebm", library_version=__version__)
 
 
 @cache

@@ -126,6 +126,7 @@ def test_c10_the_report_itself():
 VARIANTS = {
     "paper": {},
     "release": dict(modulation="release", skip_kernel=3, head_relu=True, init="unit"),
+    "port": dict(skip_down=True, stem_bias=True, head_relu=True),
     "modern": dict(scales=3, activation="swish"),
     "small": dict(stem="4x4/2"),
     "without spectral norm": dict(spectral=False),

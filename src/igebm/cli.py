@@ -338,6 +338,31 @@ class Pull:
 
 
 @dataclass(frozen=True)
+class Convert:
+    """A checkpoint of the PyTorch port igebm-pytorch (github.com/rosinality/igebm-pytorch) as a model of ours.
+
+    Its energies stay what they are. The file, a pickle, is read by torch's restricted reader, which runs nothing of it.
+    """
+
+    file: Positional[Path]
+    """a .pt file: the port's state dict, alone or in a dict beside other things"""
+    out: Path
+    """folder for model.safetensors and preset.json"""
+    data: str = "cifar10"
+    """the data set that it was trained on"""
+    classes: tuple[str, ...] = ()
+    """names of its classes, in the order of their numbers; default: CIFAR-10's, or the numbers"""
+    image_size: int = 32
+    """height and width of its images in pixels"""
+    blocks: str | None = None
+    """its residual blocks, where they are not the port's own 1d 1 2d 2 2d 2"""
+    key: str | None = None
+    """which of several networks in the file"""
+    step: int = 0
+    """the iteration that it was saved at, for the record"""
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure this machine: speed of chain and training against a plain reference and the machine's own limit."""
 
@@ -672,6 +697,14 @@ def pull(args: list[str]) -> int:
     return 0
 
 
+def convert(args: list[str]) -> int:
+    asked = parse(Convert, "convert", args)
+    from .convert import convert as run
+
+    print(run(asked))
+    return 0
+
+
 def bench(args: list[str]) -> int:
     asked = parse(Bench, "bench", args)
     from .benchmarks.speed import bench as run
@@ -705,6 +738,7 @@ COMMANDS = {
     "baseline": Command(baseline, "train Glow or PixelCNN++ on the same data, to compare with (Table 2)"),
     "push": Command(push, "pass a model on, with a card: to the Hugging Face hub, or into a folder"),
     "pull": Command(pull, "fetch a model from the hub; hf:owner/name is a MODEL everywhere, too"),
+    "convert": Command(convert, "a checkpoint of igebm-pytorch as a model of ours"),
     "bench": Command(bench, "measure this machine against a plain reference and its own limit"),
     "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),

@@ -67,6 +67,8 @@ def build_image_net(preset: Preset, shape: Shape) -> ImageEnergy:
         activation=preset.activation,
         modulation=preset.modulation,
         skip_kernel=preset.skip_kernel,
+        skip_down=preset.skip_down,
+        stem_bias=preset.stem_bias,
         head_relu=preset.head_relu,
         dropout=preset.dropout,
         scales=preset.scales,

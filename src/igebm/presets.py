@@ -50,6 +50,10 @@ class Preset:
     """paper: gain and bias after both convs of a block; release: bias before them, gain after the second alone"""
     skip_kernel: Literal[1, 3] = 1
     """kernel of the skip convolution; released code: 3"""
+    skip_down: bool = False
+    """a skip convolution in blocks that halve the image without widening, too (igebm-pytorch)"""
+    stem_bias: bool = False
+    """a bias after the first convolution (igebm-pytorch)"""
     head_relu: bool = False
     """one more ReLU before the sum pooling (released code)"""
     dropout: float = 0.0

@@ -28,6 +28,7 @@ class BlockWeights(NamedTuple):
 
 class TowerWeights(NamedTuple):
     stem: Tensor
+    stem_bias: Tensor | None
     blocks: tuple[BlockWeights, ...]
     head_weight: Tensor
     head_bias: Tensor
@@ -58,6 +59,7 @@ def fold(net: ImageEnergy) -> Weights:
     return tuple(
         TowerWeights(
             tower.stem.normalised(),
+            tower.stem_bias,
             tuple(_fold_block(block, net.condition == 0) for block in _blocks(tower)),
             tower.head.weight,
             tower.head.bias,
@@ -108,7 +110,7 @@ def energy(net: ImageEnergy, weights: Weights, affines: Affines, x: Float[Tensor
     for s, (tower, w, a) in enumerate(zip(_towers(net), weights, affines, strict=True)):
         x = F.avg_pool2d(x, 2) if s else x
         h = x.to(w.stem.dtype).contiguous(memory_format=torch.channels_last)
-        h = _activate(F.conv2d(h, w.stem, stride=tower.stem.stride, padding=1), tower.activation)
+        h = _activate(F.conv2d(h, w.stem, w.stem_bias, stride=tower.stem.stride, padding=1), tower.activation)
         for block, block_w, block_a in zip(_blocks(tower), w.blocks, a, strict=True):
             h = _block(block, block_w, block_a, h)
         if tower.head_relu:

@@ -19,6 +19,7 @@ class Tower(nn.Module):
         condition: int,
         stem: str,
         head_relu: bool,
+        stem_bias: bool,
         **block,
     ):
         super().__init__()
@@ -26,6 +27,7 @@ class Tower(nn.Module):
         spectral, init = block["spectral"], block["init"]
         kernel, stride = (3, 1) if stem == "3x3" else (4, 2)
         self.stem = SpectralConv2d(channels, width, kernel, stride=stride, spectral=spectral, init=init)
+        self.stem_bias = nn.Parameter(torch.zeros(width)) if stem_bias else None
         widths = [width] + [width * multiple for multiple, _ in blocks]
         self.blocks = nn.ModuleList(
             ResBlock(c_in, c_out, down, condition, **block)
@@ -36,7 +38,10 @@ class Tower(nn.Module):
 
     def features(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b d"] | None) -> Float[Tensor, "b f"]:
         """What the dense layer sees: the last block's channels, summed over the image."""
-        h = activate(self.stem(x), self.activation)  # (b, width, h, w)
+        h = self.stem(x)  # (b, width, h, w)
+        if self.stem_bias is not None:
+            h = h + self.stem_bias[:, None, None]
+        h = activate(h, self.activation)
         for block in self.blocks:
             h = block(h, y)  # (b, c, h', w')
         if self.head_relu:
@@ -67,6 +72,8 @@ class ImageEnergy(nn.Module):
         activation: str = "leaky-relu",
         modulation: str = "paper",
         skip_kernel: int = 1,
+        skip_down: bool = False,
+        stem_bias: bool = False,
         head_relu: bool = False,
         dropout: float = 0.0,
         scales: int = 1,
@@ -83,9 +90,11 @@ class ImageEnergy(nn.Module):
                 condition,
                 stem,
                 head_relu,
+                stem_bias,
                 activation=activation,
                 modulation=modulation,
                 skip_kernel=skip_kernel,
+                skip_down=skip_down,
                 dropout=dropout,
                 spectral=spectral,
                 init=init,

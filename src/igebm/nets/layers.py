@@ -109,6 +109,7 @@ class ResBlock(nn.Module):
         activation: str = "leaky-relu",
         modulation: str = "paper",
         skip_kernel: int = 1,
+        skip_down: bool = False,
         dropout: float = 0.0,
         spectral: bool = True,
         init: str = "he",
@@ -118,7 +119,8 @@ class ResBlock(nn.Module):
         self.down, self.activation, self.release, self.dropout = down, activation, release, dropout
         self.conv1 = SpectralConv2d(c_in, c_out, 3, spectral=spectral, init=init)
         self.conv2 = SpectralConv2d(c_out, c_out, 3, zero=True, spectral=spectral, init=init)
-        self.skip = SpectralConv2d(c_in, c_out, skip_kernel, spectral=spectral, init=init) if c_in != c_out else None
+        needed = c_in != c_out or (skip_down and down)
+        self.skip = SpectralConv2d(c_in, c_out, skip_kernel, spectral=spectral, init=init) if needed else None
         self.gain1 = None if release else Conditional(c_out, condition, 1.0)
         self.bias1 = Conditional(c_in if release else c_out, condition, 0.0)
         self.gain2 = Conditional(c_out, condition, 1.0)

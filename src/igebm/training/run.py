@@ -122,8 +122,8 @@ def resume(
 
 FIXED = {
     "image_size", "channels", "conditional", "width", "blocks", "stem", "activation", "modulation", "skip_kernel",
-    "head_relu", "scales", "spectral", "init", "buffer_size", "buffer_policy", "buffer_rounding", "seed", "network",
-    "past",
+    "skip_down", "stem_bias", "head_relu", "scales", "spectral", "init", "buffer_size", "buffer_policy",
+    "buffer_rounding", "seed", "network", "past",
 }  # fmt: skip
 """settings that a checkpoint's weights, buffer or data stream are made of"""
 

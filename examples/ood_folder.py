@@ -1,7 +1,7 @@
 """Which pictures in a folder are not like the training data? A detector in fifteen lines.
 
-An image is out where its energy (the least over all classes) is above that of 95 % of real test digits. Give a folder of
-pictures, or none: then one is made, of test digits, of noise, of a digit with its colours turned round and a flat one.
+An image is out where its energy (the least over all classes) is above that of 95 % of real test digits. Give a folder
+of pictures, or none: then one is made, of test digits, of noise, of a digit with its colours turned round, a flat one.
 """
 
 import tempfile

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 from PIL import Image
 
@@ -29,19 +30,20 @@ def made(folder: Path, n: int = 400) -> Path:
     return folder
 
 
-def main(pictures: Path | None = None, steps: int = 400, threads: int = 0, out: Path = Path("own_data.png")) -> EBM:
+def main(
+    pictures: Path | None = None, steps: int = 400, chain: int = 200, threads: int = 0, out: Path = Path("own_data.png")
+) -> EBM:
     with tempfile.TemporaryDirectory() as made_here:
         pictures = pictures or made(Path(made_here) / "squares")
         run = Path(made_here) / "run"
-        words = f"train digits --image-size 12 --channels 1 --steps {steps} --threads {threads} --data"
-        if igebm_command([*words.split(), str(pictures), "--out", str(run)]) != 0:
+        words = f"train digits --image-size 12 --channels 1 --steps {steps} --sample-steps {chain} --threads {threads}"
+        if igebm_command([*words.split(), "--data", str(pictures), "--out", str(run)]) != 0:
             raise SystemExit("the run did not end")  # why is said above
         ebm = igebm.load(run)
-    x = [ebm.sample(12, label, steps=200) for label in ebm.classes]
+    x = [ebm.sample(12, label) for label in ebm.classes]
     for name, samples in zip(ebm.classes, x, strict=True):
         print(f"{name}: mean of the pixels {samples.mean():.3f}, mean energy {ebm.energy(samples, name).mean():.4f}")
-    canvas = [image for samples in x for image in samples]
-    ebm.picture(np.stack(canvas), 12).save(out)
+    ebm.picture(torch.cat(x), 12).save(out)
     return ebm
 
 

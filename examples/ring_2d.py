@@ -23,7 +23,7 @@ def ring(n: int) -> torch.Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
 
 
-def main(steps: int = 2_000, out: Path = Path("ring_2d.png")) -> dict[str, float]:
+def main(steps: int = 2_000, chain: int = 2_000, out: Path = Path("ring_2d.png")) -> dict[str, float]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
     E = lambda x: net(x)[:, 0] + 0.5 * x.square().sum(1)  # the square holds the tails
@@ -40,7 +40,7 @@ def main(steps: int = 2_000, out: Path = Path("ring_2d.png")) -> dict[str, float
         loss.backward()
         adam.step()
         cooling.step()
-    x = run(kernel, E, torch.randn(2_000, 2, generator=g), 2_000, g)[0].x  # fresh chains, from noise
+    x = run(kernel, E, torch.randn(2_000, 2, generator=g), chain, g)[0].x  # fresh chains, from noise
     radius = {"data": ring(100_000).norm(dim=1), "samples": x.norm(dim=1)}
     found = {f"{of} {name}": round(f(r).item(), 3) for of, r in radius.items()
              for name, f in (("mean radius", torch.mean), ("spread", torch.std))}  # fmt: skip

@@ -161,18 +161,18 @@ def converted(state: State, net: ImageEnergy) -> State:
             raise InputError(f"the checkpoint's {name} is not finite: the run that wrote it had diverged")
         return t.float()
 
-    def convolution(theirs: str, name: str, bounded: bool = False) -> None:
+    def convolution(theirs: str, name: str) -> None:
         W = take(f"{theirs}.weight_orig", ours[f"{name}.weight"].shape)
         u = take(f"{theirs}.weight_u", ours[f"{name}.u"].shape)
         state.pop(f"{theirs}.weight", None)  # W/σ of its last forward pass, which it works out anew
-        made[f"{name}.weight"], made[f"{name}.u"], made[f"{name}.v"] = normalised(W, u, bounded)
+        made[f"{name}.weight"], (made[f"{name}.u"], made[f"{name}.v"]) = W, vectors(W, u)
 
     convolution("conv1", "towers.0.stem")
     made["towers.0.stem_bias"] = take("conv1.bias", ours["towers.0.stem_bias"].shape)
     for i in range(len(net.towers[0].blocks)):  # type: ignore[arg-type]
         theirs, name = f"blocks.{i}", f"towers.0.blocks.{i}"
         convolution(f"{theirs}.conv1", f"{name}.conv1")
-        convolution(f"{theirs}.conv2", f"{name}.conv2", bounded=True)
+        convolution(f"{theirs}.conv2", f"{name}.conv2")
         if f"{name}.skip.weight" in ours:
             convolution(f"{theirs}.skip.0", f"{name}.skip")
         (c,) = ours[f"{name}.bias1.base"].shape
@@ -197,18 +197,12 @@ def converted(state: State, net: ImageEnergy) -> State:
     return made
 
 
-def normalised(
-    W: Float[Tensor, "o i k k"], u: Float[Tensor, "o"], bounded: bool
-) -> tuple[Float[Tensor, "o i k k"], Float[Tensor, "o"], Float[Tensor, "n"]]:
-    """W, u and v such that our layer uses what the port's does: v ← Wᵀu / ‖Wᵀu‖, u ← Wv / ‖Wv‖, σ = uᵀ W v, and
-    W / σ, or where `bounded` W min(σ, 1) / (σ + 10⁻⁶).
+def vectors(W: Float[Tensor, "o i k k"], u: Float[Tensor, "o"]) -> tuple[Float[Tensor, "o"], Float[Tensor, "n"]]:
+    """u and v after the power iteration that the port's next forward pass makes: v ← Wᵀu / ‖Wᵀu‖, u ← Wv / ‖Wv‖.
 
-    That last is stored as it is: its norm is at most 1, and ours is divided by max(σ, 1).
+    Its weights W / σ are then ours. So are those of a block's second convolution, W min(σ, 1) / (σ + 10⁻⁶), but for the
+    10⁻⁶: ours are W / max(σ, 1).
     """
     M = W.flatten(1)
     v = F.normalize(M.T @ u, dim=0, eps=1e-30)
-    u = F.normalize(M @ v, dim=0, eps=1e-30)
-    if not bounded:
-        return W, u, v
-    sigma = u @ M @ v
-    return W * (sigma.clamp(max=1.0) / (sigma + 1e-6)), u, v
+    return F.normalize(M @ v, dim=0, eps=1e-30), v

@@ -26,12 +26,13 @@ def text(*children: Any, class_: str | None = None) -> str:
 
 def picture(images: UInt8[np.ndarray, "n h w c"], label: str) -> Element:
     """Images side by side, each pixel a square; the gaps are clear, so that they are the page's colour."""
-    n, h, w, _ = images.shape
-    canvas = tiles(images, least=1)
-    shown = np.broadcast_to(canvas, (*canvas.shape[:2], 3))
-    clear = 255 - tiles(np.zeros((n, h, w, 1), np.uint8), least=1)
+    n, h, _, _ = images.shape
+    large = images.repeat(k := max(1, round(32 / h)), 1).repeat(k, 2)
+    inside = (slice(1, -1), slice(1, -1))  # no gap around all
+    shown = tiles(large, least=1)[inside]
+    clear = 255 - tiles(np.zeros_like(large[..., :1]), least=1)[inside]
     file = io.BytesIO()
-    Image.fromarray(np.concatenate([shown, clear], 2)).save(file, "PNG")
+    Image.fromarray(np.concatenate([np.broadcast_to(shown, (*shown.shape[:2], 3)), clear], 2)).save(file, "PNG")
     source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     return tag("img", src=source, alt=label, decoding="sync", class_="pixels")
 
@@ -42,10 +43,14 @@ def moving(frame: Frame, note: str = "") -> str:
     said = f"step {frame.step:,} of {frame.of:,}"
     if frame.energies:
         said += f" · energy {written(frame.energies[-1].mean, 4)}"
-    caption = tag("figcaption", tag("progress", value=frame.step, max=max(1, frame.of)), tag("span", said))
+    caption = tag("figcaption", bar(frame.step / max(1, frame.of)), tag("span", said))
     images = tag("figure", picture(frame.images, label), caption, class_="images")
     below = tag("p", note, class_="note") if note else None
     return text(images, curve(frame.energies, frame.of), below, class_="moving")
+
+
+def bar(share: float) -> Element:
+    return tag("span", tag("i", style=f"width:{share:.1%}"), class_="bar", aria_hidden="true")
 
 
 def curve(energies: Sequence[Spread], steps: int) -> Element:
@@ -93,7 +98,7 @@ def histogram(e: float, reference: Float[np.ndarray, "n"]) -> Element:
         "svg", grid(x, y), tag("g", bars, class_="bars"), tag("g", mark, class_="mark"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{told}this image {written(e)}",
     )  # fmt: skip
-    return tag("figure", tag("figcaption", "Energies: images of each, and this one"), svg, class_="curve")
+    return tag("figure", tag("figcaption", "How many training images have which energy"), svg, class_="curve")
 
 
 def compared(image: UInt8[np.ndarray, "h w c"], e: float, reference: Reference) -> str:
@@ -105,7 +110,7 @@ def compared(image: UInt8[np.ndarray, "h w c"], e: float, reference: Reference) 
         return text(seen, tag("div", energy, tag("p", reference.about, class_="note")), class_="moving")
     first, rest = verdict(e, reference.energies)
     words = tag("div", tag("h3", first), tag("p", f"Its energy, {written(e, 4)}, is {rest}."), class_="verdict")
-    note = tag("p", f"Beside it: the energies of {reference.about}.", class_="note")
+    note = tag("p", f"Of {reference.about}.", class_="note")
     return text(seen, tag("div", words, histogram(e, reference.energies), note), class_="moving")
 
 

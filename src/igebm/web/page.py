@@ -69,7 +69,7 @@ class Condition:
 
 def build(served: Served) -> gr.Blocks:
     names = list(served.models)
-    with gr.Blocks(title="igebm", analytics_enabled=False, fill_width=False) as page:
+    with gr.Blocks(title="igebm", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(head(), elem_id="head")
         model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
         facts = gr.HTML(about(served.models[names[0]]), elem_id="facts")
@@ -88,11 +88,10 @@ def build(served: Served) -> gr.Blocks:
 
 
 def head() -> str:
-    formula = "p(x) ∝ e^(−E(x))"
     words = [
-        "An energy-based model gives every image one number, its energy: low for what looks like the data. ",
-        f"Images are drawn from {formula} by walking downhill from noise, with a little noise at each step.",
-    ]
+        "An energy-based model gives every image one number, its energy: low for what looks like the data. It draws "
+        "images from p(x) ∝ e", tag("sup", "−E(x)"), " by walking downhill from noise, with a little noise at each step.",
+    ]  # fmt: skip
     return drawing.text(tag("h1", "igebm"), tag("p", *words))
 
 
@@ -215,12 +214,13 @@ def follow(served: Served, model: gr.Dropdown, inputs: list[Any], steps: Callabl
 
 def buttons(go: str, key: str) -> tuple[gr.Button, gr.Button]:
     with gr.Row(elem_classes="buttons"):
-        return gr.Button(go, variant="primary", elem_id=f"{key}-go"), gr.Button("Stop", elem_id=f"{key}-stop")
+        start = gr.Button(go, variant="primary", scale=2, min_width=120, elem_id=f"{key}-go")
+        return start, gr.Button("Stop", scale=1, min_width=70, elem_id=f"{key}-stop")
 
 
 def run_by(go: gr.Button, stop: gr.Button, work_of: Callable[..., Any], inputs: list[Any], output: Any, key: str) -> None:
     """`go` starts the chain, `stop` ends it: its generator is closed, and with it the work."""
-    event = go.click(told(work_of), inputs, output, api_name=key, show_progress="hidden", **ONE_AT_A_TIME)
+    event = go.click(told(work_of), inputs, output, api_name=key, show_progress="minimal", **ONE_AT_A_TIME)
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
@@ -235,13 +235,13 @@ def watching(served: Served, model: gr.Dropdown) -> None:
             yield drawing.moving(frame)
 
     first = next(iter(served.models.values()))
-    with gr.Row():
-        with gr.Column(scale=1, min_width=280):
+    with gr.Row(elem_classes="lab"):
+        with gr.Column(elem_classes="first"):
             found = conditions(served, model, EVERY, "watch")
             go, stop = buttons("Start from noise", "watch")
+        shown = result("watch", "Noise turns into images here, and their energy falls.")
+        with gr.Column(elem_classes="more"):
             inputs = settings(work.defaults(first), "watch")
-        with gr.Column(scale=2, min_width=320):
-            shown = gr.HTML(drawing.empty("Noise turns into images here, and their energy falls."), elem_id="watch-out")
     follow(served, model, inputs, lambda m: None)
     run_by(go, stop, watch, [model, *every(found), *inputs], shown, "watch")
 
@@ -272,23 +272,22 @@ def repairing(served: Served, model: gr.Dropdown) -> None:
 
     first = next(iter(served.models.values()))
     original = gr.State(None)
-    with gr.Row():
-        with gr.Column(scale=1, min_width=320):
+    with gr.Row(elem_classes="lab"):
+        with gr.Column(elem_classes="first"):
             with gr.Row(elem_classes="buttons"):
-                some = gr.Button("A training image", elem_id="repair-some")
-                own = gr.UploadButton("Your own", file_types=["image"], elem_id="repair-own")
+                some = gr.Button("A training image", scale=2, min_width=120, elem_id="repair-some")
+                own = gr.UploadButton("Upload", file_types=["image"], scale=1, min_width=70, elem_id="repair-own")
             canvas = gr.ImageEditor(
-                type="numpy", sources=(), transforms=(), layers=False, label="Paint over what is to be filled in",
+                type="numpy", sources=(), transforms=(), layers=False, label="Picture", show_label=False,
                 brush=gr.Brush(default_size=28, colors=[INK], color_mode="fixed"), eraser=gr.Eraser(default_size=28),
                 canvas_size=(CANVAS, CANVAS), fixed_canvas=True, height=CANVAS + 90, elem_id="repair-canvas",
                 buttons=[],
             )  # fmt: skip
             go, stop = buttons("Fill it in", "repair")
+        shown = result("repair", "Take an image, paint over a part of it, and have it filled in.")
+        with gr.Column(elem_classes="more"):
             found = conditions(served, model, OPEN, "repair")
             inputs = settings(work.defaults(first, repair_steps(first)), "repair", "Different fillings", 4)
-        with gr.Column(scale=2, min_width=320):
-            shown = gr.HTML(drawing.empty("Take an image, paint over a part of it, and have it filled in."),
-                            elem_id="repair-out")  # fmt: skip
     some.click(take, model, [original, canvas], api_visibility="private", show_progress="hidden")
     own.upload(upload, [model, own], [original, canvas], api_visibility="private", show_progress="hidden")
     if len(served.models) > 1:
@@ -309,25 +308,18 @@ def combining(served: Served, first: str) -> None:
 
     options = work.choices(served.models)
     start = work.defaults(served.models[first])
-    terms = []
-    with gr.Row():
-        with gr.Column(scale=1, min_width=320):
-            for i, (part, weight, term) in enumerate(opening(served.models, options)):
-                with gr.Row(elem_classes="term"):
-                    parts = gr.Dropdown(list(PARTS), value=part, show_label=False, container=False, min_width=90,
-                                        scale=1, elem_id=f"part-{i}", filterable=False)  # fmt: skip
-                    what = gr.Dropdown(["", *options], value=term, show_label=False, container=False, min_width=150,
-                                       scale=2, allow_custom_value=True, elem_id=f"term-{i}")  # fmt: skip
-                    weights = gr.Slider(0, 3, weight, step=0.05, label="Weight", elem_id=f"weight-{i}", scale=3,
-                                        min_width=200, buttons=[])  # fmt: skip
-                terms += [parts, weights, what]
+    with gr.Row(elem_classes="lab"):
+        with gr.Column(elem_classes="first"):
+            rows = opening(served.models, options)
+            terms = [i for k in range(2) for i in term_inputs(k, options, *rows[k])]
+            with gr.Accordion("More terms", open=False, elem_id="more-terms"):
+                terms += [i for k in range(2, ROWS) for i in term_inputs(k, options, *rows[k])]
             go, stop = buttons("Start from noise", "combine")
+        shown = result("combine", "Energies add up: an image of low energy under all terms.")
+        with gr.Column(elem_classes="more"):
             inputs = settings(start, "combine")
-            gr.HTML(drawing.text(tag("p", "A term is MODEL=VALUE; type your own value for a latent. "
-                                          "Those with or form one mixture, and not pushes away.", class_="note")))  # fmt: skip
-        with gr.Column(scale=2, min_width=320):
-            shown = gr.HTML(drawing.empty("Energies add up: an image of low energy under all terms."),
-                            elem_id="combine-out")  # fmt: skip
+            gr.HTML(note("A term is MODEL=VALUE; type your own value for a latent. Terms with or form one mixture; and "
+                         "not pushes away. A weight of 0 leaves a term out."))  # fmt: skip
     run_by(go, stop, combine, [*terms, *inputs], shown, "combine")
 
 
@@ -356,24 +348,36 @@ def comparing(served: Served, model: gr.Dropdown) -> None:
                     served.references[name] = reference
         yield drawing.compared(picture, e, served.references[name])
 
-    with gr.Row():
-        with gr.Column(scale=1, min_width=280):
-            drop = gr.File(label="Drop an image", file_types=["image"], height=150, elem_id="compare-drop")
-            gr.HTML(drawing.text(tag("p", "Or try one:", class_="note")))
-            with gr.Row(elem_classes="buttons"):
-                kinds = [gr.Button(kind, elem_id=f"compare-{kind.split()[0].lower()}") for kind in KINDS]
-            gr.HTML(drawing.text(tag("p", "The picture is cropped to its central square and brought to the model's "
-                                     "size. A conditional model's energy is the least over its conditions.",
-                                     class_="note")))  # fmt: skip
-        with gr.Column(scale=2, min_width=320):
-            shown = gr.HTML(drawing.empty("Does the model take your image for one of its kind?"), elem_id="compare-out")
-    drop.upload(told(compare), [model, drop], shown, api_name="compare", show_progress="hidden", **ONE_AT_A_TIME)
+    with gr.Row(elem_classes="lab"):
+        with gr.Column(elem_classes="first"):
+            drop = gr.File(label="Your image", file_types=["image"], height=150, elem_id="compare-drop")
+            gr.HTML(note("Or try one:"))
+            with gr.Row(elem_classes="kinds"):
+                kinds = [gr.Button(kind, min_width=120, size="md", elem_id=f"compare-{kind.split()[0].lower()}")
+                         for kind in KINDS]  # fmt: skip
+        shown = result("compare", "Does the model take your image for one of its kind?")
+        with gr.Column(elem_classes="more"):
+            gr.HTML(note("A picture is cropped to its central square and brought to the model's size. A conditional "
+                         "model's energy is the least over its conditions."))  # fmt: skip
+    drop.upload(told(compare), [model, drop], shown, api_name="compare", show_progress="minimal", **ONE_AT_A_TIME)
     for button, kind in zip(kinds, KINDS, strict=True):
         trial = told(lambda name, kind=kind: example(name, kind))
-        button.click(trial, model, shown, api_visibility="private", show_progress="hidden", **ONE_AT_A_TIME)
+        button.click(trial, model, shown, api_visibility="private", show_progress="minimal", **ONE_AT_A_TIME)
 
 
-KINDS = ("Noise", "Plain grey", "Training image", "The same, upside down")
+def term_inputs(k: int, options: list[str], part: str, weight: float, term: str) -> list[Any]:
+    """How a term takes part, its weight, and what it is."""
+    with gr.Group(elem_classes="term"):
+        with gr.Row():
+            parts = gr.Dropdown(list(PARTS), value=part, label=f"How term {k + 1} takes part", show_label=False, scale=2,
+                                min_width=80, filterable=False, elem_id=f"part-{k}")  # fmt: skip
+            what = gr.Dropdown(["", *options], value=term, label=f"Term {k + 1}", show_label=False, scale=3,
+                               min_width=100, allow_custom_value=True, elem_id=f"term-{k}")  # fmt: skip
+        weights = gr.Slider(0, 3, weight, step=0.05, label="weight", buttons=[], elem_id=f"weight-{k}")
+    return [parts, weights, what]
+
+
+KINDS = ("Noise", "Plain grey", "Training image", "Upside down")
 
 
 def made(served: Served, name: str, kind: str) -> np.ndarray:
@@ -404,6 +408,16 @@ def opening(models: dict[str, Model], options: list[str]) -> list[tuple[str, flo
 
 def repair_steps(m: Model) -> int:
     return 10 * m.preset.chain_steps  # as evaluation.restoration does
+
+
+def result(key: str, words: str) -> gr.HTML:
+    """Where a tab's answer appears: beside what is asked, or on a narrow screen right below it."""
+    with gr.Column(elem_classes="result"):
+        return gr.HTML(drawing.empty(words), elem_id=f"{key}-out")
+
+
+def note(words: str) -> str:
+    return drawing.text(tag("p", words, class_="note"))
 
 
 def every(found: dict[str, Condition]) -> list[Any]:

@@ -364,8 +364,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> int:
     """What the console command runs: main, and then the end of the process."""
     code = main()
-    if processes() > 1:
-        # gloo's threads may hold tensors yet; where Python is half gone, letting go of one aborts the process.
+    if processes() > 1 or "gradio" in sys.modules:
+        # gloo's threads may hold tensors yet; where Python is half gone, letting go of one aborts the process. And
+        # nobody waits for a chain that a page was showing.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, AttributeError):
                 stream.flush()

@@ -1,7 +1,6 @@
 """What the page shows of a chain and of energies, as HTML and SVG in one piece: nothing is fetched, nothing is kept."""
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -118,6 +117,5 @@ def empty(words: str) -> str:
     return text(tag("p", words), class_="empty")
 
 
-def plain(words: str) -> str:
-    """Words for a place where the page would take them for markup."""
-    return html.escape(words)
+def refused(words: str) -> str:
+    return text(tag("p", words, role="alert"), class_="empty refused")

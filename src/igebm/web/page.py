@@ -3,6 +3,7 @@
 gradio is imported here alone (and in server.py), so that everything else works without it.
 """
 
+import html
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio import themes
 
 from ..data import Images
 from ..data.latents import on_circle
@@ -31,6 +33,8 @@ ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "chains", "concurrency_limit"
 """chains queue: two at once on the same cores would both be slower than one after the other"""
 WAITING = 16
 """people in the queue; the next one is told to come back"""
+MISSING = "the training set is not on this machine"
+WAIT = drawing.empty("Waiting for the chains of those who came before.")
 PARTS = {"and": "and", "or": "or", "and not": "not"}
 INK = "#e5484d"
 STYLE = Path(__file__).with_name("page.css")
@@ -55,6 +59,12 @@ class Served:
                 except (InputError, Fault, OSError) as error:
                     self.sets[name] = str(error)
             return self.sets[name]
+
+    def needed(self, name: str) -> Images:
+        images = self.training(name)
+        if isinstance(images, str):
+            raise InputError(f"{MISSING}: {images}")
+        return images
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,8 @@ def build(served: Served) -> gr.Blocks:
 def head() -> str:
     words = [
         "An energy-based model gives every image one number, its energy: low for what looks like the data. It draws "
-        "images from p(x) ∝ e", tag("sup", "−E(x)"), " by walking downhill from noise, with a little noise at each step.",
+        "images from p(x) ∝ e", tag("sup", "−E(x)"), " by walking downhill from noise, with a little "
+        "noise at each step.",
     ]  # fmt: skip
     return drawing.text(tag("h1", "igebm"), tag("p", *words))
 
@@ -107,22 +118,35 @@ def about(m: Model) -> str:
     return drawing.text(tag("b", m.name), " · ", " · ".join(parts))
 
 
-def told(function: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
-    """A generator whose mistakes and faults are shown in the page in their own words, and no others."""
+def told(function: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
+    """A generator of what is shown, whose mistakes and faults are shown in the same place, in their own words."""
 
     @wraps(function)
-    def answering(*values: Any) -> Iterator[Any]:
+    def answering(*values: Any) -> Iterator[str]:
         try:
             yield from function(*values)
         except (InputError, Fault) as error:
-            raise gr.Error(drawing.plain(str(error)), duration=12, print_exception=False) from None
+            yield drawing.refused(str(error))
+
+    return answering
+
+
+def noticed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose mistakes are a note over the page, where nothing that it fills could show them."""
+
+    @wraps(function)
+    def answering(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except (InputError, Fault) as error:
+            raise gr.Error(html.escape(str(error)), duration=12, print_exception=False) from None
 
     return answering
 
 
 def launch(served: Served, host: str, port: int, login: tuple[str, str] | None, most_bytes: int) -> str:
     """Serves the page in a thread of its own. Returns its address. Raises InputError where the port is taken."""
-    theme = gr.themes.Default(
+    theme = themes.Default(
         primary_hue="indigo", neutral_hue="zinc", font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )  # fmt: skip
@@ -218,9 +242,12 @@ def buttons(go: str, key: str) -> tuple[gr.Button, gr.Button]:
         return start, gr.Button("Stop", scale=1, min_width=70, elem_id=f"{key}-stop")
 
 
-def run_by(go: gr.Button, stop: gr.Button, work_of: Callable[..., Any], inputs: list[Any], output: Any, key: str) -> None:
+def run_by(
+    go: gr.Button, stop: gr.Button, work_of: Callable[..., Any], inputs: list[Any], output: Any, key: str
+) -> None:
     """`go` starts the chain, `stop` ends it: its generator is closed, and with it the work."""
-    event = go.click(told(work_of), inputs, output, api_name=key, show_progress="minimal", **ONE_AT_A_TIME)
+    asked = go.click(lambda: WAIT, None, output, queue=False, show_progress="hidden", api_visibility="private")
+    event = asked.then(told(work_of), inputs, output, api_name=key, show_progress="hidden", **ONE_AT_A_TIME)
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
 
 
@@ -260,9 +287,7 @@ def repairing(served: Served, model: gr.Dropdown) -> None:
             yield drawing.moving(frame, share)
 
     def take(name: str) -> tuple[np.ndarray, Any]:
-        images = served.training(name)
-        if isinstance(images, str):
-            raise gr.Error(drawing.plain(f"The training set is not here: {images}"), print_exception=False)
+        images = served.needed(name)
         picture = np.asarray(images.x[np.random.default_rng().integers(len(images.x))])
         return picture, editable(picture)
 
@@ -288,8 +313,8 @@ def repairing(served: Served, model: gr.Dropdown) -> None:
         with gr.Column(elem_classes="more"):
             found = conditions(served, model, OPEN, "repair")
             inputs = settings(work.defaults(first, repair_steps(first)), "repair", "Different fillings", 4)
-    some.click(take, model, [original, canvas], api_visibility="private", show_progress="hidden")
-    own.upload(upload, [model, own], [original, canvas], api_visibility="private", show_progress="hidden")
+    some.click(noticed(take), model, [original, canvas], api_visibility="private", show_progress="hidden")
+    own.upload(noticed(upload), [model, own], [original, canvas], api_visibility="private", show_progress="hidden")
     if len(served.models) > 1:
         model.change(lambda: (None, None), None, [original, canvas], queue=False, api_visibility="private")
     follow(served, model, inputs, repair_steps)
@@ -299,9 +324,7 @@ def repairing(served: Served, model: gr.Dropdown) -> None:
 def combining(served: Served, first: str) -> None:
     def combine(*values: Any) -> Iterator[str]:
         rows, rest = values[: 3 * ROWS], values[3 * ROWS :]
-        each = [(PARTS.get(part, part), float(weight or 0), (term or "").strip())
-                for part, weight, term in zip(rows[0::3], rows[1::3], rows[2::3], strict=True)]  # fmt: skip
-        parsed = work.combined(each, served.models)
+        parsed = work.combined([row(*rows[k : k + 3]) for k in range(0, len(rows), 3)], served.models)
         note = f"{work.formula(parsed)}. In a terminal: {work.command(parsed)}"
         for frame in work.paced(work.combine(parsed, served.models, chain_of(*rest))):
             yield drawing.moving(frame, note)
@@ -339,7 +362,7 @@ def comparing(served: Served, model: gr.Dropdown) -> None:
         e = float(work.score(m, picture[None])[0])
         images = served.training(name)
         if isinstance(images, str):
-            yield drawing.compared(picture, e, Reference(None, f"The training set is not here: {images}"))
+            yield drawing.compared(picture, e, Reference(None, f"{MISSING}: {images}"))
             return
         if name not in served.references:
             for done, total, reference in work.scored(m, images):
@@ -359,22 +382,27 @@ def comparing(served: Served, model: gr.Dropdown) -> None:
         with gr.Column(elem_classes="more"):
             gr.HTML(note("A picture is cropped to its central square and brought to the model's size. A conditional "
                          "model's energy is the least over its conditions."))  # fmt: skip
-    drop.upload(told(compare), [model, drop], shown, api_name="compare", show_progress="minimal", **ONE_AT_A_TIME)
+    drop.upload(told(compare), [model, drop], shown, api_name="compare", show_progress="hidden", **ONE_AT_A_TIME)
     for button, kind in zip(kinds, KINDS, strict=True):
         trial = told(lambda name, kind=kind: example(name, kind))
-        button.click(trial, model, shown, api_visibility="private", show_progress="minimal", **ONE_AT_A_TIME)
+        button.click(trial, model, shown, api_visibility="private", show_progress="hidden", **ONE_AT_A_TIME)
 
 
 def term_inputs(k: int, options: list[str], part: str, weight: float, term: str) -> list[Any]:
     """How a term takes part, its weight, and what it is."""
     with gr.Group(elem_classes="term"):
         with gr.Row():
-            parts = gr.Dropdown(list(PARTS), value=part, label=f"How term {k + 1} takes part", show_label=False, scale=2,
-                                min_width=80, filterable=False, elem_id=f"part-{k}")  # fmt: skip
+            parts = gr.Dropdown(list(PARTS), value=part, label=f"How term {k + 1} takes part", show_label=False,
+                                scale=2, min_width=80, filterable=False, elem_id=f"part-{k}")  # fmt: skip
             what = gr.Dropdown(["", *options], value=term, label=f"Term {k + 1}", show_label=False, scale=3,
                                min_width=100, allow_custom_value=True, elem_id=f"term-{k}")  # fmt: skip
         weights = gr.Slider(0, 3, weight, step=0.05, label="weight", buttons=[], elem_id=f"weight-{k}")
     return [parts, weights, what]
+
+
+def row(part: str, weight: float | None, term: str | None) -> tuple[str, float, str]:
+    """A row's inputs as `work.combined` takes them."""
+    return PARTS.get(part, "and"), float(weight or 0), (term or "").strip()
 
 
 KINDS = ("Noise", "Plain grey", "Training image", "Upside down")
@@ -388,9 +416,7 @@ def made(served: Served, name: str, kind: str) -> np.ndarray:
         return rng.integers(0, 256, size, dtype=np.uint8)
     if kind == "Plain grey":
         return np.full(size, 128, np.uint8)
-    images = served.training(name)
-    if isinstance(images, str):
-        raise InputError(f"The training set is not here: {images}")
+    images = served.needed(name)
     # One image for all who ask, so that upside down is the same one.
     picture = np.asarray(images.x[len(images.x) // 3])
     return picture if kind == "Training image" else np.ascontiguousarray(picture[::-1])

@@ -3,13 +3,13 @@
 import importlib.util
 import ipaddress
 import os
+import signal
 import socket
 import sys
 import tempfile
-import threading
+import time
 import warnings
 from getpass import getpass
-from pathlib import Path
 
 from .. import pretrained, terminal
 from ..errors import InputError
@@ -32,6 +32,8 @@ def serve(asked) -> None:
         m, _ = open_model(where, asked.machine)
         m.name = unused(m.name, models)
         models[m.name] = m
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that the folder goes, too
     with tempfile.TemporaryDirectory(prefix="igebm-", ignore_cleanup_errors=True) as folder:
         alone(asked.host, folder)
         from PIL import Image
@@ -49,7 +51,8 @@ def serve(asked) -> None:
         if password and not loopback(asked.host):
             terminal.say("the password travels unencrypted: use it in networks that you trust, or behind HTTPS")
         print(opened, flush=True)
-        threading.Event().wait()
+        while True:
+            time.sleep(60)
 
 
 def alone(host: str, folder: str) -> None:

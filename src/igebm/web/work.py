@@ -262,7 +262,9 @@ def read_picture(path: Path, m: Model) -> UInt8[np.ndarray, "h w c"]:
         raise InputError(f"the picture has too many pixels to be decoded safely; {MOST_PIXELS:,} are allowed") from None
     except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
         raise InputError("this file cannot be read as a picture; PNG, JPEG, WebP, GIF, BMP and TIFF can") from error
-    raise InputError(f"the picture has {w:,} x {h:,} pixels, too many to be decoded safely; {MOST_PIXELS:,} are allowed")
+    raise InputError(
+        f"the picture has {w:,} x {h:,} pixels, too many to be decoded safely; {MOST_PIXELS:,} are allowed"
+    )
 
 
 def score(m: Model, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n"]:
@@ -275,7 +277,9 @@ def score(m: Model, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "
 
 
 def places_of(m: Model) -> Float[np.ndarray, "k d"]:
-    return spread(m.shape.latents, *((6, 6) if len(m.shape.latents) > 1 and not on_circle(m.shape.latents) else (1, 24)))
+    return spread(
+        m.shape.latents, *((6, 6) if len(m.shape.latents) > 1 and not on_circle(m.shape.latents) else (1, 24))
+    )
 
 
 def training_images(m: Model, data_dir: Path | None = None) -> Images:

@@ -15,6 +15,7 @@ import gradio as gr
 import numpy as np
 from gradio import themes
 
+from .. import terminal
 from ..data import Images
 from ..data.latents import on_circle
 from ..errors import Fault, InputError
@@ -33,7 +34,6 @@ ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "chains", "concurrency_limit"
 """chains queue: two at once on the same cores would both be slower than one after the other"""
 WAITING = 16
 """people in the queue; the next one is told to come back"""
-MISSING = "the training set is not on this machine"
 WAIT = drawing.empty("Waiting for the chains of those who came before.")
 PARTS = {"and": "and", "or": "or", "and not": "not"}
 INK = "#e5484d"
@@ -57,13 +57,16 @@ class Served:
                 try:
                     self.sets[name] = work.training_images(self.models[name], self.data_dir)
                 except (InputError, Fault, OSError) as error:
-                    self.sets[name] = str(error)
+                    # Where it was looked for is for the person who runs the page, not for its visitors.
+                    terminal.say(f"{name}: no training set to compare with: {error}")
+                    m = self.models[name]
+                    self.sets[name] = f"The training set, {work.trained_on(m)}, is not on the machine that serves this."
             return self.sets[name]
 
     def needed(self, name: str) -> Images:
         images = self.training(name)
         if isinstance(images, str):
-            raise InputError(f"{MISSING}: {images}")
+            raise InputError(images)
         return images
 
 
@@ -112,7 +115,7 @@ def about(m: Model) -> str:
     weights = sum(p.numel() for p in m.net.parameters())
     knows = f"{len(s.classes)} classes" if s.classes else ", ".join(e.name for e in s.latents)
     parts = [
-        f"{s.width}×{s.height} {grey} images", f"trained on {m.preset.data}",
+        f"{s.width}×{s.height} {grey} images", f"trained on {work.trained_on(m)}",
         f"conditional on {knows}" if m.conditional else "unconditional", f"{weights:,} weights",
     ]  # fmt: skip
     return drawing.text(tag("b", m.name), " · ", " · ".join(parts))
@@ -362,7 +365,7 @@ def comparing(served: Served, model: gr.Dropdown) -> None:
         e = float(work.score(m, picture[None])[0])
         images = served.training(name)
         if isinstance(images, str):
-            yield drawing.compared(picture, e, Reference(None, f"{MISSING}: {images}"))
+            yield drawing.compared(picture, e, Reference(None, images))
             return
         if name not in served.references:
             for done, total, reference in work.scored(m, images):

@@ -287,6 +287,11 @@ def training_images(m: Model, data_dir: Path | None = None) -> Images:
     return load_split(m.preset.data, "train", m, data_dir)
 
 
+def trained_on(m: Model) -> str:
+    """What the training set is called; of a folder, its name alone."""
+    return m.preset.data.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or "a data set"
+
+
 def scored(m: Model, images: Images, seed: int = 0) -> Iterator[tuple[int, int, Reference | None]]:
     """The training set's energies, sorted: as many images, drawn without replacement, as FORWARDS allows.
 
@@ -304,7 +309,7 @@ def scored(m: Model, images: Images, seed: int = 0) -> Iterator[tuple[int, int, 
     if not np.isfinite(e).all():
         raise Fault(f"energies of {images.name} are not finite; {m.name} is broken")
     some = f"all {n:,}" if n == len(images.x) else f"{n:,} of the {len(images.x):,}"
-    yield n, n, Reference(e, f"{some} training images of {images.name}")
+    yield n, n, Reference(e, f"{some} training images of {trained_on(m)}")
 
 
 def share_below(e: float, reference: Float[np.ndarray, "n"]) -> float:

@@ -258,7 +258,7 @@ def read_picture(path: Path, m: Model) -> UInt8[np.ndarray, "h w c"]:
             w, h = image.size
         if w * h <= MOST_PIXELS:
             return decode(picture, m.shape.height, m.shape.channels)
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"the picture has too many pixels to be decoded safely; {MOST_PIXELS:,} are allowed") from None
     except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
         raise InputError("this file cannot be read as a picture; PNG, JPEG, WebP, GIF, BMP and TIFF can") from error

@@ -4,7 +4,6 @@ browser."""
 import base64
 import io
 import itertools
-import json
 import os
 import re
 import shlex
@@ -297,9 +296,16 @@ def test_score_is_the_least_over_all_conditions(digits, placed):
     assert np.allclose(work.score(m, x), np.min(every, 0), atol=1e-6) and np.ptp(every, 0).min() > 1e-3
 
 
-def test_the_reference_is_the_training_set_sorted(digits, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(digits):
+    """What `scored` gives at last, of all training images."""
+    *_, last = work.scored(digits, data.load("digits", "train"))
+    return last
+
+
+def test_the_reference_is_the_training_set_sorted(digits, whole, monkeypatch):
     images = data.load("digits", "train")
-    *_, (done, total, reference) = work.scored(digits, images)
+    done, total, reference = whole
     assert done == total == 1438 and reference.about == "all 1,438 training images of digits"
     assert np.allclose(reference.energies, np.sort(digits.energy(images.x)), atol=1e-6)
     monkeypatch.setattr(work, "FORWARDS", 2_000)
@@ -323,12 +329,11 @@ def test_the_quantile_in_words():
     assert said(-1.0)[0] == "Suspiciously low" and "plain, smooth" in said(-1.0)[1]
 
 
-def test_noise_is_out_and_training_images_are_in(digits):
-    images = data.load("digits", "train")
-    *_, (_, _, reference) = work.scored(digits, images)
+def test_noise_is_out_and_training_images_are_in(digits, whole):
+    reference = whole[2]
     noise = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     assert {work.verdict(float(e), reference.energies)[0] for e in work.score(digits, noise)} == {"Out of distribution"}
-    fine = [work.verdict(float(e), reference.energies)[0] for e in work.score(digits, images.x)]
+    fine = [work.verdict(float(e), reference.energies)[0] for e in reference.energies]
     assert 0.93 < fine.count("Looks like the training set") / len(fine) < 0.95
 
 
@@ -569,13 +574,11 @@ def test_nothing_of_the_machine_is_served(page):
 
 
 def test_the_page_names_no_other_host(page):
-    """In what a browser fetches or runs of it; what remains are addresses that nothing follows."""
+    """Of what a browser fetches; requests are counted in the browser below."""
     code, text = fetched(page.url)
     assert code == 200
     followed = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="([^"]*)"', text)
     assert followed and not [url for url in followed if "//" in url]
-    config = json.loads(fetched(f"{page.url}config")[1])
-    assert set(re.findall(r"https?://([^/\"\\' :]+)", json.dumps(config["components"]))) <= {"www.w3.org"}
     assert not re.search(r"https?://|@import", fetched(f"{page.url}theme.css")[1])
 
 
@@ -586,9 +589,8 @@ def test_with_a_password(serving):
     assert fetched(f"{locked.url}gradio_api/upload", {}, b"")[0] == 401
     assert "watch-go" not in fetched(locked.url)[1]
     from gradio_client import Client
-    from gradio_client.exceptions import AuthenticationError
 
-    with pytest.raises(AuthenticationError):
+    with pytest.raises(ValueError, match="login"):
         Client(locked.url, auth=("igebm", "wrong"), verbose=False)
     visitor = Client(locked.url, auth=("igebm", "secret"), verbose=False)
     chain = visitor.submit("digits", "", 36, 1000, 10.0, 0.005, 0, api_name="/watch")
@@ -641,7 +643,7 @@ def stroke(tab, canvas, share):
     tab.mouse.up()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), pytest.param(1280, "light", marks=pytest.mark.slow)])
 def test_in_a_browser(width, scheme, browser, page):
     """Each tab does its work; nothing sticks out; nothing is asked of another host."""
     with browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme) as context:

@@ -82,7 +82,7 @@ class Condition:
 
 def build(served: Served) -> gr.Blocks:
     names = list(served.models)
-    with gr.Blocks(title="igebm", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title="igebm", analytics_enabled=False, fill_width=True, delete_cache=(600, 1800)) as page:
         gr.HTML(head(), elem_id="head")
         model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
         facts = gr.HTML(about(served.models[names[0]]), elem_id="facts")

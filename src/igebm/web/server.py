@@ -26,16 +26,15 @@ def serve(asked) -> None:
         raise InputError("the page needs gradio: pip install 'igebm[web]'")
     password = password_for(asked.host, asked.user)
     port = free_port(asked.host, asked.port)
-    names = list(asked.models) or pretrained.names()
-    models: dict[str, Model] = {}
-    for where in names:
-        m, _ = open_model(where, asked.machine)
-        m.name = unused(m.name, models)
-        models[m.name] = m
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that the folder goes, too
     with tempfile.TemporaryDirectory(prefix="igebm-", ignore_cleanup_errors=True) as folder:
         alone(asked.host, folder)
+        models: dict[str, Model] = {}
+        for where in asked.models or pretrained.names():
+            m, _ = open_model(where, asked.machine)
+            m.name = unused(m.name, models)
+            models[m.name] = m
         from PIL import Image
 
         from . import page, work
@@ -43,14 +42,12 @@ def serve(asked) -> None:
         # What gradio itself opens on the way, with its own reader, it refuses from twice this on.
         Image.MAX_IMAGE_PIXELS = work.MOST_PIXELS // 2
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-        opened = page.launch(
-            page.Served(models, asked.data_dir), asked.host, port, (asked.user, password) if password else None,
-            MOST_BYTES,
-        )  # fmt: skip
+        login = (asked.user, password) if password else None
+        address = page.launch(page.Served(models, asked.data_dir), asked.host, port, login, MOST_BYTES)
         terminal.say(f"{', '.join(models)}: open the address in a browser; Ctrl-C ends it")
-        if password and not loopback(asked.host):
+        if not loopback(asked.host):
             terminal.say("the password travels unencrypted: use it in networks that you trust, or behind HTTPS")
-        print(opened, flush=True)
+        print(address, flush=True)
         while True:
             time.sleep(60)
 
@@ -83,11 +80,11 @@ def password_for(host: str, user: str) -> str:
 
     From IGEBM_PASSWORD, or asked for in the terminal. Raises InputError where the page would be open to others.
     """
-    given = os.environ.get("IGEBM_PASSWORD", "")
-    if given or loopback(host):
-        return given
-    if not user:
+    given, alone = os.environ.get("IGEBM_PASSWORD", ""), loopback(host)
+    if not user and (given or not alone):
         raise InputError("--user is empty: give the name that visitors log in with")
+    if given or alone:
+        return given
     if sys.stdin is not None and sys.stdin.isatty():
         given = getpass(f"password for visitors ({user}): ", stream=sys.stderr)
     if not given:

@@ -155,7 +155,8 @@ def launch(served: Served, host: str, port: int, login: tuple[str, str] | None, 
     )  # fmt: skip
     try:
         _, address, _ = build(served).launch(
-            server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, inbrowser=False,
+            server_name=f"[{host}]" if ":" in host else host,  # gradio puts it before a colon and the port as it is
+            server_port=port, share=False, prevent_thread_lock=True, quiet=True, inbrowser=False,
             auth=login, auth_message="The person who runs this page has the password." if login else None,
             show_error=False, footer_links=[], run_history=False, ssr_mode=False, pwa=False, mcp_server=False,
             enable_monitoring=False, max_file_size=most_bytes, theme=theme, css_paths=[STYLE],
@@ -231,12 +232,14 @@ def chain_of(n: float, steps: float, step_size: float, noise: float, seed: float
 def follow(served: Served, model: gr.Dropdown, inputs: list[Any], steps: Callable[[Model], int | None]) -> None:
     """Steps, step size and noise become those of the model that is chosen."""
 
-    def its_own(name: str) -> list[Any]:
-        start = work.defaults(served.models[name], steps(served.models[name]))
-        return [gr.update(value=start.steps, maximum=max(1000, start.steps)), start.step_size, start.noise]
-
     if len(served.models) > 1:
-        model.change(its_own, model, inputs[1:4], queue=False, show_progress="hidden", api_visibility="private")
+        change = lambda name: its_own(served.models[name], steps(served.models[name]))
+        model.change(change, model, inputs[1:4], queue=False, show_progress="hidden", api_visibility="private")
+
+
+def its_own(m: Model, steps: int | None) -> list[Any]:
+    start = work.defaults(m, steps)
+    return [gr.update(value=start.steps, maximum=max(1000, start.steps)), start.step_size, start.noise]
 
 
 def buttons(go: str, key: str) -> tuple[gr.Button, gr.Button]:
@@ -332,6 +335,11 @@ def combining(served: Served, first: str) -> None:
         for frame in work.paced(work.combine(parsed, served.models, chain_of(*rest))):
             yield drawing.moving(frame, note)
 
+    def of_first(term: str | None) -> list[Any]:
+        """The chain is that of the first term's model, as with igebm compose."""
+        m = served.models.get((term or "").partition("=")[0])
+        return [gr.skip()] * 3 if m is None else its_own(m, None)
+
     options = work.choices(served.models)
     start = work.defaults(served.models[first])
     with gr.Row(elem_classes="lab"):
@@ -346,6 +354,8 @@ def combining(served: Served, first: str) -> None:
             inputs = settings(start, "combine")
             gr.HTML(note("A term is MODEL=VALUE; type your own value for a latent. Terms with or form one mixture; and "
                          "not pushes away. A weight of 0 leaves a term out."))  # fmt: skip
+    if len(served.models) > 1:
+        terms[2].change(of_first, terms[2], inputs[1:4], queue=False, show_progress="hidden", api_visibility="private")
     run_by(go, stop, combine, [*terms, *inputs], shown, "combine")
 
 

@@ -453,6 +453,7 @@ def serving(tmp_path_factory):
     """Starts `igebm serve` as a user does: serving(*models, **environment) -> its address and process."""
     pytest.importorskip("gradio", reason="no gradio: pip install 'igebm[web]'")
     started = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored here, it would be there
 
     def start(*models: str, **environment: str) -> SimpleNamespace:
         folder = tmp_path_factory.mktemp("serve")
@@ -547,17 +548,32 @@ def test_compare_through_the_page(client, tmp_path):
     assert "The training set, shapes, is not on the machine" in shown and "nowhere" not in shown
 
 
+def step_in(shown: str) -> int:
+    found = re.search(r"step ([\d,]+) of", shown)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def answered_before(waiting, at, of: int, end) -> None:
+    """`waiting` is answered once `end` has ended the chain of `of` steps before it, in under half the time that the
+    chain would have gone on for; `at()` is how far it is."""
+    start = time.monotonic()
+    first = at()
+    while at() < first + 40:
+        time.sleep(0.05)
+    rest = (of - at()) * (time.monotonic() - start) / (at() - first)
+    assert not waiting.done()  # one at a time
+    end()
+    start = time.monotonic()
+    assert "step 1 of 1" in waiting.result(timeout=60)
+    assert time.monotonic() - start < rest / 2
+
+
 def test_stopping_ends_the_work_and_the_next_one_starts(client):
-    """Chains go one at a time: that the next one answers soon shows that the long one has ended."""
     long = client.submit(*WATCH, 36, 1000, 10.0, 0.005, 0, api_name="/watch")
-    while not long.outputs() or "step" not in long.outputs()[-1]:
+    while not long.outputs():
         time.sleep(0.05)
     waiting = client.submit(*WATCH, 1, 1, 10.0, 0.005, 0, api_name="/watch")
-    time.sleep(0.3)
-    assert not waiting.done()
-    long.cancel()
-    assert "step 1 of 1" in waiting.result(timeout=5)
-    assert "step 1,000 of" not in long.outputs()[-1]
+    answered_before(waiting, lambda: step_in(long.outputs()[-1]), 1000, long.cancel)
 
 
 def test_an_upload_over_the_limit_is_refused(page):
@@ -599,7 +615,7 @@ def test_with_a_password(serving):
     # Ctrl-C in the middle of a chain ends it at once, and nothing is left.
     start = time.monotonic()
     locked.process.send_signal(signal.SIGINT)
-    assert locked.process.wait(10) == 130 and time.monotonic() - start < 3
+    assert locked.process.wait(10) == 130 and time.monotonic() - start < 5
     assert (locked.folder / "err").read_text().splitlines()[-1] == "igebm: interrupted"
     assert not list(locked.folder.glob("igebm-*"))
     visitor.close()
@@ -624,7 +640,7 @@ def browser():
 def opened(context, page):
     """The page in a new tab, and what the tab asks for and complains of."""
     tab, asked, errors = context.new_page(), [], []
-    tab.set_default_timeout(20_000)
+    tab.set_default_timeout(45_000)
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(page.url, wait_until="domcontentloaded")
@@ -664,7 +680,9 @@ def test_in_a_browser(width, scheme, browser, page):
         stroke(tab, canvas, 0.5)
         tab.locator("#repair-go").click()
         ends("repair", "step 200 of 200")
-        assert re.search(r"[1-9]\d?% of the pixels", tab.locator("#repair-out").inner_text())
+        share = re.search(r"(\d+)% of the pixels", tab.locator("#repair-out").inner_text())
+        fillings = tiles_in(tab.locator("#repair-out").inner_html(), 4)
+        assert share and 0 < np.ptp(fillings, 0).astype(bool).mean() <= int(share[1]) / 100 + 0.005 < 0.5
         assert fits()
         tab.get_by_role("tab", name="Combine").click()
         tab.locator("#combine-go").click()
@@ -689,12 +707,10 @@ def test_a_closed_tab_ends_its_chain(browser, page, client):
             tab.locator(f"#watch-{key} input[type=number]").fill(value)
             tab.keyboard.press("Tab")
         tab.locator("#watch-go").click()
-        tab.locator("#watch-out figcaption", has_text="of 1,000").wait_for()
+        caption = tab.locator("#watch-out .images figcaption")
+        caption.wait_for()
         waiting = client.submit(*WATCH, 1, 1, 10.0, 0.005, 0, api_name="/watch")
-        time.sleep(0.3)
-        assert not waiting.done()
-        tab.close()
-        assert "step 1 of 1" in waiting.result(timeout=6)
+        answered_before(waiting, lambda: step_in(caption.inner_text()), 1000, tab.close)
 
 
 def test_a_model_is_chosen_with_its_inputs(browser, page):

@@ -1,6 +1,6 @@
 """The page: what stands where, and which function of work.py answers which button.
 
-gradio is imported here alone (and in server.py), so that everything else works without it.
+gradio is imported here alone, so that everything else works without it.
 """
 
 import html
@@ -34,7 +34,7 @@ ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "chains", "concurrency_limit"
 """chains queue: two at once on the same cores would both be slower than one after the other"""
 WAITING = 16
 """people in the queue; the next one is told to come back"""
-WAIT = drawing.empty("Waiting for the chains of those who came before.")
+WAIT = drawing.empty("It starts when the chains before it have ended; Stop takes it out of the queue.")
 PARTS = {"and": "and", "or": "or", "and not": "not"}
 INK = "#e5484d"
 STYLE = Path(__file__).with_name("page.css")

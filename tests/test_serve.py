@@ -158,14 +158,14 @@ def test_nothing_painted_is_nothing_to_fill(digits):
         next(work.repair(digits, data.load("digits").x[0], np.zeros((8, 8), bool), None, SHORT))
 
 
-def test_painted_pixels_are_those_half_covered():
+def test_painted_pixels_are_those_a_quarter_covered():
     painted = np.zeros((320, 320), bool)
     painted[:, :160] = True
     assert np.array_equal(work.hole_of(painted, 8, 8), np.tile(np.arange(8) < 4, (8, 1)))
     painted[:] = False
-    painted[40:80, 80:99] = True  # 19 of a pixel's 40 columns
+    painted[40:80, 80:89] = True  # 9 of a pixel's 40 columns
     assert not work.hole_of(painted, 8, 8).any()
-    painted[40:80, 80:101] = True  # 21 of them
+    painted[40:80, 80:91] = True  # 11 of them
     assert np.argwhere(work.hole_of(painted, 8, 8)).tolist() == [[1, 2]]
 
 
@@ -672,10 +672,10 @@ def test_in_a_browser(width, scheme, browser, page):
         assert fits()
         tab.get_by_role("tab", name="Repair").click()
         tab.locator("#repair-some").click()
+        tab.locator("#repair-hint", has_text="Paint over").wait_for()
         canvas = tab.locator("#repair-canvas canvas").first
-        canvas.wait_for()
-        tab.wait_for_timeout(1500)
         canvas.scroll_into_view_if_needed()
+        tab.wait_for_timeout(1000)  # for the editor to draw the picture
         stroke(tab, canvas, 0.4)
         stroke(tab, canvas, 0.5)
         tab.locator("#repair-go").click()

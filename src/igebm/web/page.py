@@ -3,7 +3,6 @@
 gradio is imported here alone, so that everything else works without it.
 """
 
-import html
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,10 @@ ROWS = 4
 """terms that can be combined"""
 CANVAS = 320
 """pixels a side of the picture that is painted on"""
+FIRST = "First take an image, of the training set or your own."
+PAINT = "Paint over what is to be filled in."
+BRUSH = 40
+"""a pixel of an 8x8 image; of larger ones, several"""
 EVERY = "every class in turn"
 OPEN = "left open"
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "chains", "concurrency_limit": 1}
@@ -134,19 +137,6 @@ def told(function: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]
     return answering
 
 
-def noticed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose mistakes are a note over the page, where nothing that it fills could show them."""
-
-    @wraps(function)
-    def answering(*values: Any) -> Any:
-        try:
-            return function(*values)
-        except (InputError, Fault) as error:
-            raise gr.Error(html.escape(str(error)), duration=12, print_exception=False) from None
-
-    return answering
-
-
 def launch(served: Served, host: str, port: int, login: tuple[str, str] | None, most_bytes: int) -> str:
     """Serves the page in a thread of its own. Returns its address. Raises InputError where the port is taken."""
     theme = themes.Default(
@@ -231,7 +221,6 @@ def chain_of(n: float, steps: float, step_size: float, noise: float, seed: float
 
 def follow(served: Served, model: gr.Dropdown, inputs: list[Any], steps: Callable[[Model], int | None]) -> None:
     """Steps, step size and noise become those of the model that is chosen."""
-
     if len(served.models) > 1:
         change = lambda name: its_own(served.models[name], steps(served.models[name]))
         model.change(change, model, inputs[1:4], queue=False, show_progress="hidden", api_visibility="private")
@@ -292,14 +281,20 @@ def repairing(served: Served, model: gr.Dropdown) -> None:
         for frame in work.paced(work.repair(m, original, hole, condition, chain_of(*rest))):
             yield drawing.moving(frame, share)
 
-    def take(name: str) -> tuple[np.ndarray, Any]:
-        images = served.needed(name)
+    def take(name: str) -> tuple[Any, Any, str]:
+        try:
+            images = served.needed(name)
+        except InputError as error:
+            return gr.skip(), gr.skip(), drawing.refused(str(error))
         picture = np.asarray(images.x[np.random.default_rng().integers(len(images.x))])
-        return picture, editable(picture)
+        return picture, editable(picture), note(PAINT)
 
-    def upload(name: str, path: str) -> tuple[np.ndarray, Any]:
-        picture = read(served, name, path)
-        return picture, editable(picture)
+    def upload(name: str, path: str) -> tuple[Any, Any, str]:
+        try:
+            picture = read(served, name, path)
+        except InputError as error:
+            return gr.skip(), gr.skip(), drawing.refused(str(error))
+        return picture, editable(picture), note(PAINT)
 
     first = next(iter(served.models.values()))
     original = gr.State(None)
@@ -310,19 +305,24 @@ def repairing(served: Served, model: gr.Dropdown) -> None:
                 own = gr.UploadButton("Upload", file_types=["image"], scale=1, min_width=70, elem_id="repair-own")
             canvas = gr.ImageEditor(
                 type="numpy", sources=(), transforms=(), layers=False, label="Picture", show_label=False,
-                brush=gr.Brush(default_size=28, colors=[INK], color_mode="fixed"), eraser=gr.Eraser(default_size=28),
-                canvas_size=(CANVAS, CANVAS), fixed_canvas=True, height=CANVAS + 90, elem_id="repair-canvas",
+                brush=gr.Brush(default_size=BRUSH, colors=[INK], color_mode="fixed"),
+                eraser=gr.Eraser(default_size=BRUSH), canvas_size=(CANVAS, CANVAS), fixed_canvas=True,
+                height=CANVAS + 90, elem_id="repair-canvas",
                 buttons=[],
             )  # fmt: skip
+            hint = gr.HTML(note(FIRST), elem_id="repair-hint")
             go, stop = buttons("Fill it in", "repair")
         shown = result("repair", "Take an image, paint over a part of it, and have it filled in.")
         with gr.Column(elem_classes="more"):
             found = conditions(served, model, OPEN, "repair")
             inputs = settings(work.defaults(first, repair_steps(first)), "repair", "Different fillings", 4)
-    some.click(noticed(take), model, [original, canvas], api_visibility="private", show_progress="hidden")
-    own.upload(noticed(upload), [model, own], [original, canvas], api_visibility="private", show_progress="hidden")
+    taken = [original, canvas, hint]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    moment = lambda: note("One moment …")
+    some.click(moment, None, hint, queue=False, **quiet).then(take, model, taken, **quiet)
+    own.upload(moment, None, hint, queue=False, **quiet).then(upload, [model, own], taken, **quiet)
     if len(served.models) > 1:
-        model.change(lambda: (None, None), None, [original, canvas], queue=False, api_visibility="private")
+        model.change(lambda: (None, None, note(FIRST)), None, taken, queue=False, api_visibility="private")
     follow(served, model, inputs, repair_steps)
     run_by(go, stop, repair, [model, original, canvas, *every(found), *inputs], shown, "repair")
 

@@ -48,8 +48,11 @@ def serve(asked) -> None:
         if not loopback(asked.host):
             terminal.say("the password travels unencrypted: use it in networks that you trust, or behind HTTPS")
         print(address, flush=True)
-        while True:
-            time.sleep(60)
+        try:
+            while True:
+                time.sleep(60)
+        finally:  # a second Ctrl-C must not stop what clears the folder away
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def alone(host: str, folder: str) -> None:

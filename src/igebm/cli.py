@@ -243,6 +243,26 @@ class Infer:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """A page to play with models: watch chains, repair images, combine energies, compare an image with the data.
+
+    It needs pip install 'igebm[web]'. Nothing that it shows or is given leaves this machine.
+    """
+
+    machine: OmitArgPrefixes[Machine]
+    models: Positional[tuple[str, ...]] = ()
+    """run folders, .safetensors files or names of `igebm models`; default: all bundled models"""
+    host: str = "127.0.0.1"
+    """where to listen; any other than this machine alone needs a password: $IGEBM_PASSWORD, or asked for"""
+    port: int = 7860
+    """0: any free one"""
+    user: str = "igebm"
+    """the name that goes with the password"""
+    data_dir: Path | None = None
+    """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
+
+
+@dataclass(frozen=True)
 class Report:
     """One HTML page on a run and its evaluations, whole in itself: curves, samples, figures, numbers, settings."""
 
@@ -405,8 +425,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> int:
     """What the console command runs: main, and then the end of the process."""
     code = main()
-    if processes() > 1:
-        # gloo's threads may hold tensors yet; where Python is half gone, letting go of one aborts the process.
+    if processes() > 1 or "gradio" in sys.modules:
+        # gloo's threads may hold tensors yet; where Python is half gone, letting go of one aborts the process. And
+        # nobody waits for a chain that a page was showing.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, AttributeError):
                 stream.flush()
@@ -633,6 +654,14 @@ def infer(args: list[str]) -> int:
     return 0
 
 
+def serve(args: list[str]) -> int:
+    asked = parse(Serve, "serve", args)
+    from .web.server import serve as run
+
+    run(asked)
+    return 0
+
+
 def watch(args: list[str]) -> int:
     asked = parse(Watch, "watch", args)
     from .follow import watch as run
@@ -731,6 +760,7 @@ COMMANDS = {
     "presets": Command(list_presets, "the named settings, and the paper's tables and figures they reproduce"),
     "eval": Command(evaluate, "an experiment of the paper on a model, with its figure and numbers; `all` for all"),
     "report": Command(report, "one HTML page on a run and its evaluations, to look at and to hand on"),
+    "serve": Command(serve, "a page to play with models in the browser"),
     "watch": Command(watch, "a run's numbers in the terminal, kept up to date"),
     "compare": Command(compare, "several runs beside each other: numbers, settings, curves"),
     "compose": Command(compose, "samples of several energies combined: concepts, classes, an energy of your own"),

@@ -400,29 +400,48 @@ def test_recomputation_leaves_the_generator_where_the_chain_left_it():
 
 
 def test_recomputation_keeps_fewer_tensors():
-    """Saved tensors of an attached chain: of the order of √K with recomputation, K without."""
+    """Tensors that autograd holds at once, forward and backward, at their most: about K without recomputation, of the
+    order of √K with it. Held again in the forward pass they would be no fewer, so the whole gradient is watched."""
     theta = torch.tensor(0.7, requires_grad=True)
 
-    def saved(recompute: int) -> int:
-        count = 0
+    class Held:
+        live = most = 0
 
-        def pack(t):
-            nonlocal count
-            count += t.numel() >= 1000
-            return t
+        def __init__(self, tensor):
+            self.tensor = tensor
+            Held.live += tensor.numel() >= 1000
+            Held.most = max(Held.most, Held.live)
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        def __del__(self):
+            Held.live -= self.tensor.numel() >= 1000
+
+    def most(steps: int, recompute: int) -> int:
+        Held.most = Held.live
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
             E = lambda x: (theta * x.pow(4)).sum(1)
-            run(
-                langevin(0.01, 0.1),
-                E,
-                torch.ones(1000, 1),
-                64,
-                torch.Generator(),
-                differentiate="all",
-                recompute=recompute,
-            )
-        return count
+            x, g = torch.ones(1000, 1), torch.Generator()
+            end, _ = run(langevin(0.01, 0.1), E, x, steps, g, differentiate="all", recompute=recompute)
+            torch.autograd.grad(end.x.sum(), theta)
+        del end
+        return Held.most
 
-    assert segment_length(64) == 8
-    assert saved(8) < saved(1) / 6
+    assert segment_length(64) == 8 and segment_length(256) == 16
+    assert most(256, 1) > 3.5 * most(64, 1)
+    assert most(64, 8) < most(64, 1) / 5 and most(256, 16) < most(256, 1) / 10
+    assert most(256, 16) < 2.5 * most(64, 8)
+
+
+def test_recomputation_reaches_what_was_made_of_the_parameters_before_the_chain():
+    """Weights that E holds as a function of its leaves (as the folded kernels are), gone through by every segment; a
+    chain that starts from a point of its own takes its gradient as well; without a generator too."""
+    found = []
+    for recompute in (1, 3):
+        theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        x = torch.full((4, 1), 0.5, dtype=torch.float64, requires_grad=True)
+        made = theta.exp().sin()
+        E = lambda x, made=made: (made * x.pow(4)).sum(1)
+        end, _ = run(langevin(0.1, 0.0), E, 2 * x, 8, differentiate="all", recompute=recompute)
+        (end.x.sum() + made).backward()
+        found.append((end.x.detach(), theta.grad, x.grad))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)

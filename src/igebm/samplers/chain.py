@@ -9,11 +9,12 @@ Kernels are made by `langevin(...)`, `mala(...)`, `hmc(...)`, `mppi(...)`; to ch
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import Node
 
 from ..energy import Energy
 from ..errors import InputError
@@ -64,7 +65,8 @@ def run(
     `differentiate` lets gradients flow through the chain into x and into what E closes over (L_KL, eq. 9): through
     no step, the last one alone, or all. Memory then grows with the number of steps; with `recompute` = m only every
     m-th state is kept and the steps between are run again in the backward pass, with the same noise: m ≈ √steps
-    keeps the least (`record` sees no step of a recomputed segment but the last).
+    keeps the least (`record` sees no step of a recomputed segment but the last; gradients reach x and the leaves that
+    E closes over, once).
 
     Returns the last state and the last step's info.
     """
@@ -78,46 +80,91 @@ def run(
             state, info = kernel(E, state, generator)
         if record:
             record(k, state, info)
-    k = steps - attached
-    while k < steps:
-        m = min(recompute, steps - k)
-        state, info = _attached(kernel, E, state, m, generator)
-        k += m
-        if record:
-            record(k, state, info)
+    if attached and recompute > 1 and generator is None:  # noise that is drawn twice needs a start of its own
+        generator = torch.Generator(state.x.device).manual_seed(int(torch.randint(2**62, ())))
+    with torch.enable_grad():
+        leaves = leaves_of(kernel, E, state.x, generator) if attached and recompute > 1 else []
+        for k in range(steps - attached, steps, max(1, recompute)):
+            m = min(max(1, recompute), steps - k)
+            state, info = _segment(kernel, E, state, m, generator, leaves) if leaves else kernel(E, state, generator)
+            if record:
+                record(k + m, state, info)
+    if attached and not state.x.requires_grad:
+        raise InputError(NO_GRADIENT)
     return state, info
 
 
-def _attached(
-    kernel: Kernel, E: Energy, state: State, steps: int, generator: torch.Generator | None
-) -> tuple[State, Info]:
-    """`steps` steps that gradients flow through; where there are several, all but the last state are recomputed in
-    backward."""
-    start = generator.get_state() if generator is not None else None
-    ends = []
+NO_GRADIENT = (
+    "no gradient flows through this chain: MALA and HMC carry none (use langevin or mppi), or nothing needs one"
+)
 
-    def segment(x: Tensor) -> tuple[State, Info]:
-        # A private generator, set to where the chain's stood, so that the recomputation draws the same noise again.
-        private = None
-        if generator is not None and start is not None:
-            private = torch.Generator(generator.device)
-            private.set_state(start)
+
+def leaves_of(kernel: Kernel, E: Energy, x: Tensor, generator: torch.Generator | None) -> list[Tensor]:
+    """The leaves of autograd's graph that a step from x depends on beside x: the parameters that E closes over, by
+    whatever way (a folded kernel is a function of its weights). Raises InputError where no gradient would flow."""
+    start = x.detach().requires_grad_()
+    end = kernel(E, State(start), None if generator is None else generator.clone_state())[0].x
+    todo: list[Node | None] = [end.grad_fn]
+    seen, leaves = {None}, []
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), Tensor) and leaf is not start:  # AccumulateGrad's
+            leaves.append(leaf)
+        todo += [earlier for earlier, _ in node.next_functions]  # type: ignore[union-attr]
+    if end.grad_fn is None or not (leaves or x.requires_grad):
+        raise InputError(NO_GRADIENT)
+    return leaves
+
+
+class Segment(torch.autograd.Function):
+    """Steps of a chain of which the first state alone is kept: `steps(x)` is run in the forward pass without a graph,
+    and once more with one in the backward pass.
+
+    torch.utils.checkpoint keeps more here than no checkpoint at all: each step takes a gradient of its own within.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, steps: Callable[[Tensor], Tensor], x: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.steps = steps
+        ctx.save_for_backward(x, *leaves)
+        return steps(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        x, *leaves = ctx.saved_tensors
+        _, *needed = ctx.needs_input_grad
+        x = x.detach().requires_grad_(needed[0])
+        with torch.enable_grad():
+            end = ctx.steps(x)
+        wanted = [t for t, need in zip((x, *leaves), needed, strict=True) if need]
+        # What E made of its leaves before the chain is gone through by every segment, so its graph is kept.
+        found = iter(torch.autograd.grad(end, wanted, above, retain_graph=True, allow_unused=True))
+        return None, *(next(found) if need else None for need in needed)
+
+
+def _segment(
+    kernel: Kernel, E: Energy, state: State, steps: int, generator: torch.Generator | None, leaves: list[Tensor]
+) -> tuple[State, Info]:
+    """`steps` steps by `Segment`: the first time with the chain's generator, again with one that stands where it
+    stood."""
+    start, first = None if generator is None else generator.clone_state(), Info()
+    done = False
+
+    def again(x: Tensor) -> Tensor:
+        nonlocal first, done
+        random = generator if not done or start is None else start.clone_state()
         s, info = State(x), Info()
         for _ in range(steps):
-            s, info = kernel(E, s, private)
-        ends.append(private.get_state() if private is not None else None)
-        return State(s.x), info
+            s, info = kernel(E, s, random)
+        first, done = (first if done else info), True
+        return s.x
 
-    with torch.enable_grad():
-        # Without a generator the kernels draw from torch's global one, which `checkpoint` itself restores.
-        result = segment(state.x) if steps == 1 else checkpoint(segment, state.x, use_reentrant=False)
-    if generator is not None:
-        generator.set_state(ends[0])
-    if not result[0].x.requires_grad:  # type: ignore[index]
-        raise InputError(
-            "no gradient flows through this chain: MALA and HMC carry none (use langevin or mppi), or nothing needs one"
-        )
-    return result  # type: ignore[return-value]
+    x = Segment.apply(again, state.x, *leaves)
+    return State(x), first
 
 
 def segment_length(steps: int) -> int:

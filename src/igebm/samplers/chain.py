@@ -105,7 +105,8 @@ def leaves_of(kernel: Kernel, E: Energy, x: Tensor, generator: torch.Generator |
     start = x.detach().requires_grad_()
     end = kernel(E, State(start), None if generator is None else generator.clone_state())[0].x
     todo: list[Node | None] = [end.grad_fn]
-    seen, leaves = {None}, []
+    seen: set[Node | None] = {None}
+    leaves: list[Tensor] = []
     while todo:
         node = todo.pop()
         if node in seen:
@@ -134,7 +135,7 @@ class Segment(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *leaves = ctx.saved_tensors
         _, *needed = ctx.needs_input_grad
         x = x.detach().requires_grad_(needed[0])

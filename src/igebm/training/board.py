@@ -22,6 +22,8 @@ def opened(folder: Path | None, step: int, say: Callable[[str], None]) -> Any:
 
     try:
         return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    except UnicodeEncodeError:
+        return say("nothing for TensorBoard, which takes no folder whose name is not text")
     except OSError as error:
         return say(f"nothing for TensorBoard: {error.strerror or error}")
 

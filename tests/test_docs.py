@@ -80,7 +80,7 @@ def mentioned(page: Path) -> list[list[str]]:
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     spans = re.findall(r"`igebm ([^`]+)`", text)
     return [
-        shlex.split(span) for span in spans if not re.search(r"NAME|COMMAND|--help|\.\.\.|^(eval|data|sample)$", span)
+        shlex.split(span) for span in spans if not re.search(r"NAME|COMMAND|--help|\||\.\.\.|^(eval|data|sample)$", span)
     ]
 
 

@@ -404,6 +404,18 @@ class Bench:
     """write the rows and their circumstances to this file; -: to stdout"""
 
 
+@dataclass(frozen=True)
+class Completion:
+    """A script that completes commands, flags and their values at the tab key.
+
+    bash: igebm completion bash > ~/.local/share/bash-completion/completions/igebm
+    zsh: echo 'eval "$(igebm completion zsh)"' >> ~/.zshrc
+    fish: igebm completion fish > ~/.config/fish/completions/igebm.fish
+    """
+
+    shell: Positional[Literal["bash", "zsh", "fish"]]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0: done, 1: a fault while running, 2: the user's mistake, 130: interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -754,6 +766,37 @@ def bench(args: list[str]) -> int:
     return 0
 
 
+def completion(args: list[str]) -> int:
+    asked = parse(Completion, "completion", args)
+    from . import pretrained
+    from .completion import known, script
+    from .data.named import NAMES, SPRITES
+
+    models, sets = pretrained.names(), ["balls", *NAMES, *SPRITES]
+    every = {
+        "train": known(Train, words=list(presets.PRESETS)),
+        "sample": known(Sample, words=models),
+        "energy": known(EnergyOf, words=[*models, *sets]),
+        "presets": known(Presets),
+        **{f"eval {n}": known(Common, Machine, kind, words=models) for n, kind in (EXPERIMENTS | {"all": All}).items()},
+        "eval rollout": known(RolloutOf),
+        "eval concepts": known(ConceptsOf),
+        "report": known(Report),
+        "watch": known(Watch),
+        "compare": known(Compare),
+        "compose": known(Compose, words=models),
+        "infer": known(Infer, words=models),
+        "baseline": known(BaselineOf, words=list(baselines.DEFAULTS)),
+        "bench": known(Bench),
+        "models": known(Models, words=models),
+        "data list": known(DataList),
+        "data check": known(DataCheck, words=sets),
+        "completion": known(Completion, words=["bash", "zsh", "fish"]),
+    }
+    print(script(asked.shell, every, {name: command.help for name, command in COMMANDS.items()}))
+    return 0
+
+
 @dataclass(frozen=True)
 class Command:
     run: Callable[[list[str]], int]
@@ -780,6 +823,7 @@ COMMANDS = {
     "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),
     "data check": Command(check_data, "read a data set as training would and say what is in it"),
+    "completion": Command(completion, "a script for bash, zsh or fish that completes commands, flags and values"),
 }
 
 

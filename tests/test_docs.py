@@ -228,6 +228,45 @@ def test_numbers_on_samplers_are_those_of_the_file():
     assert f"truth {found['target']['mean_energy']}" in page
 
 
+def test_numbers_on_the_paper_are_those_of_the_files():
+    folder = HERE / "results" / "digits-evaluation"
+    of = {path.stem: json.loads(path.read_text())["numbers"] for path in folder.glob("*.json")}
+    page = (HERE / "docs" / "reproducing.md").read_text()
+    share = lambda row: f"{row['share']:.3f} ± {row['se']:.3f}"
+    mse = lambda kind, when: f"{of['restoration'][kind]['mse_damaged_pixels'][when]['mean']:.3f}"
+    accuracy, auroc, near = of["finetune"]["accuracy"], of["ood"]["auroc"], of["neighbours"]["pixels"]
+    distance = "Fréchet distance (classifier of digits), "
+    scores = of["generation"]["scores"]
+    target = of["cross-class"]["by_classifier"]["target"]
+    for said in (
+        f"accuracy {share(accuracy['pretrained'])} after training, {share(accuracy['scratch'])} from scratch",
+        ", ".join(f"{auroc[n]['auroc']:.3f} {n}" for n in ("constant", "uniform")),
+        f"{auroc['interpolation']['auroc']:.3f} interpolated",
+        f"distance {scores['samples'][distance + 'train']:.2f} for 200 samples",
+        f"{scores['train images'][distance + 'test']:.2f} for test digits",
+        f"{of['likelihood']['bits_per_dim']['bits']:.3f} bits",
+        f"{mse('inpaint', 'before')} before, {mse('inpaint', 'after')} after",
+        f"salt and pepper {mse('salt-pepper', 'before')}, {mse('salt-pepper', 'after')}",
+        f"{target['share']:.2f} ± {target['se']:.2f}",
+        f"{near['samples']['mean']:.2f} ± {near['samples']['se']:.2f} from samples",
+        f"{near['tests']['mean']:.2f} ± {near['tests']['se']:.2f} from test digits",
+        f"E from {of['trajectory']['energy_start']:.3f} to {of['trajectory']['energy_end']:.4f}",
+    ):
+        assert said in page, said
+
+
+def test_numbers_on_sick_runs_are_the_last_of_their_logs():
+    page = (HERE / "docs" / "divergence.md").read_text()
+    for sick in json.loads((HERE / "results" / "sick-runs.json").read_text())["runs"]:
+        last = sick["log"][-1]
+        flags = re.sub(r"igebm train | --steps.*| --save-every.*", "", sick["command"])
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{flags}`"))
+        for cell, name in zip(
+            row.split("|")[2:7], ("gap", "e_pos", "chain_gradient", "clipped_chain", "saturated"), strict=True
+        ):
+            assert float(cell) == pytest.approx(last[name], rel=0.05, abs=6e-4), (flags, name)
+
+
 def test_samplers_example_knows_the_target(tmp_path, monkeypatch):
     """The script of the picture, in small; its ⟨E⟩ by quadrature against scipy's adaptive one."""
     import math

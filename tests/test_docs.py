@@ -51,6 +51,7 @@ SHRINK = {
 """what makes each command one of seconds; a flag that is given twice counts as it is given last"""
 ELSEWHERE = {
     r"cifar10|imagenet32|MODEL|hf:": "needs data that are not part of the package",
+    r"igebm (push|pull|convert|serve)": "needs the hub, a file of another program, or a browser",
     r"eval all|eval concepts|baseline|bench": "takes minutes",
     r"train (balls|dsprites)": "makes its data for half a minute",
     r"runs/(balls|dsprites)": "needs models that took hours",
@@ -77,13 +78,13 @@ def ours(page: Path) -> list[list[str]]:
 
 
 def mentioned(page: Path) -> list[list[str]]:
-    """Commands within tables and sentences, but for those that are only begun (NAME, COMMAND, ...)."""
+    """Commands within tables and sentences, but for those that are only begun (a name alone, NAME, ...)."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     spans = re.findall(r"`igebm ([^`]+)`", text)
     return [
         shlex.split(span)
         for span in spans
-        if not re.search(r"NAME|COMMAND|--help|\||\.\.\.|^(eval|data|sample)$", span)
+        if not re.search(r"NAME|COMMAND|--help|\||\.\.\.|^\w+$", span)
     ]
 
 
@@ -275,7 +276,7 @@ def test_samplers_example_knows_the_target(tmp_path, monkeypatch):
 
     words = ["samplers.py", "--out", str(tmp_path), "--chains", "50", "--evaluations", "20"]
     monkeypatch.setattr(sys, "argv", words)
-    runpy.run_path(str(EXAMPLES / "samplers.py"), run_name="__main__")
+    runpy.run_path(str(HERE / "docs" / "samplers.py"), run_name="__main__")
     with Image.open(tmp_path / "samplers.png") as picture:
         assert picture.width > 500
 

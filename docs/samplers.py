@@ -1,4 +1,4 @@
-"""One two-dimensional density under every sampler, for the page on choosing one: `python examples/samplers.py`.
+"""One two-dimensional density under every sampler, for the page on choosing one: `python docs/samplers.py`.
 
 The target is two crescents, whose moments are known by quadrature. Every kernel gets the same number of evaluations of
 E for each of its chains. Writes docs/samplers.png and results/samplers.json, or both into --out.
@@ -145,7 +145,7 @@ def main() -> None:
         },
         "chains": asked.chains,
         "rows": rows,
-        "machine": circumstances(probe("cpu", "float32", "off", 1), "python examples/samplers.py"),
+        "machine": circumstances(probe("cpu", "float32", "off", 1), "python docs/samplers.py"),
     }
     write_json((asked.out or HERE / "results") / "samplers.json", about)
 

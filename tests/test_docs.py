@@ -81,11 +81,7 @@ def mentioned(page: Path) -> list[list[str]]:
     """Commands within tables and sentences, but for those that are only begun (a name alone, NAME, ...)."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     spans = re.findall(r"`igebm ([^`]+)`", text)
-    return [
-        shlex.split(span)
-        for span in spans
-        if not re.search(r"NAME|COMMAND|--help|\||\.\.\.|^\w+$", span)
-    ]
+    return [shlex.split(span) for span in spans if not re.search(r"NAME|COMMAND|--help|\||\.\.\.|^\w+$", span)]
 
 
 def runnable(page: Path) -> list[list[str]]:

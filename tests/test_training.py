@@ -688,3 +688,22 @@ def test_numbers_of_a_step_are_those_of_its_batch():
     metrics = train_step(state, Loader(x, 8), Guard(1e9))
     assert metrics["gap"] == pytest.approx(-metrics["loss"], abs=1e-6)
     assert metrics["saturated"] == 0.0 and metrics["chain_steps"] == 3 and metrics["lr"] == TINY.lr
+
+
+def test_a_signal_that_is_passed_on_counts_once_and_a_later_one_ends(monkeypatch):
+    """torchrun sends SIGTERM again to processes that a scheduler has told already."""
+    import signal
+
+    from igebm.training import run
+
+    now = [100.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+    with run.interruptible() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += 0.5
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        now[0] += 1.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -5,7 +5,6 @@ Heavy imports wait inside the functions, so that --help answers at once.
 
 import contextlib
 import io
-import json
 import os
 import re
 import shutil
@@ -51,7 +50,9 @@ class Train:
     skip_bad: bool = False
     """leave out images that cannot be read, instead of refusing the folder"""
     dry_run: bool = False
-    """print the settings and what they cost, and end"""
+    """print the settings and what they cost as JSON, and end"""
+    json: bool = False
+    """how the run ended, as JSON instead of the folder's name"""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class EnergyOf:
     """where named data sets are kept"""
     skip_bad: bool = False
     """leave out images that cannot be read"""
+    json: bool = False
+    """the table and its mean as JSON to stdout, beside what --out asks for"""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ class RolloutOf:
     seed: int = 0
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
+    json: bool = False
+    """rollout.json to stdout, instead of the folder's name"""
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,8 @@ class ConceptsOf:
     seed: int = 0
     batch: int = 128
     """chains at a time"""
+    json: bool = False
+    """concepts.json to stdout, instead of the folder's name"""
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,8 @@ class Infer:
     seed: int = 0
     out: Path | None = None
     """folder; default: inferred/IMAGE"""
+    json: bool = False
+    """infer.json to stdout, instead of the folder's name"""
 
 
 @dataclass(frozen=True)
@@ -282,6 +291,8 @@ class Watch:
     """seconds between two looks"""
     once: bool = False
     """look once and end"""
+    json: bool = False
+    """look once: how far the run is and its last numbers, as JSON"""
 
 
 @dataclass(frozen=True)
@@ -390,7 +401,19 @@ class Bench:
     quick: bool = False
     """a small selection, under a minute on two cores; all of it takes several"""
     json: Path | None = None
-    """write the rows and their circumstances to this file"""
+    """write the rows and their circumstances to this file; -: to stdout"""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A script that completes commands, flags and their values at the tab key.
+
+    bash: igebm completion bash > ~/.local/share/bash-completion/completions/igebm
+    zsh: echo 'eval "$(igebm completion zsh)"' >> ~/.zshrc
+    fish: igebm completion fish > ~/.config/fish/completions/igebm.fish
+    """
+
+    shell: Positional[Literal["bash", "zsh", "fish"]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -471,7 +494,7 @@ def train(args: list[str]) -> int:
         outcome, folder = new(
             asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
         )
-        return _ended(outcome, folder)
+        return _ended(outcome, folder, asked.json)
 
 
 def _parse_train(args: list[str], settings: Preset) -> Train:
@@ -494,12 +517,15 @@ def _resume(asked: Train, args: list[str]) -> int:
     # A time limit was for the session that it was given to.
     ask = lambda had: _parse_train(args, replace(had, minutes=0.0)).settings
     with ranks.together():
-        return _ended(*resume(asked.resume, ask, asked.machine, asked.data_dir, asked.skip_bad))
+        return _ended(*resume(asked.resume, ask, asked.machine, asked.data_dir, asked.skip_bad), asked.json)
 
 
-def _ended(outcome: Any, folder: Path) -> int:
+def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
     from . import ranks
 
+    about = {"folder": folder, "reason": outcome.reason, "step": outcome.step, "seconds": round(outcome.seconds, 2)}
+    if ranks.rank() == 0 and (as_json or outcome.reason != "interrupted"):
+        terminal.result(about, as_json, lambda: str(folder))
     if outcome.reason == "interrupted":
         terminal.say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
         return 130
@@ -508,8 +534,6 @@ def _ended(outcome: Any, folder: Path) -> int:
         f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; pictures in {folder / 'samples'}; "
         f"next: igebm sample {folder}"
     )
-    if ranks.rank() == 0:
-        print(folder)
     return 0
 
 
@@ -532,7 +556,7 @@ def _dry_run(asked: Train) -> int:
         "temperature": temperature(preset.step_size, preset.noise),
         "cost": cost(preset, shape_of(preset, images)),
     }
-    print(json.dumps(about, indent=2))
+    terminal.result(about, True, str)
     return 0
 
 
@@ -554,21 +578,14 @@ def energy(args: list[str]) -> int:
 
 def list_presets(args: list[str]) -> int:
     asked = parse(Presets, "presets", args)
-    if asked.json:
-        every = {
-            n: {"source": e.source, "note": e.note, "settings": presets.to_dict(e.preset)}
-            for n, e in presets.PRESETS.items()
-        }
-        print(json.dumps(every, indent=2))
-        return 0
-    print(
-        terminal.table(
-            [
-                {"preset": n, "data": e.preset.data, "reproduces": e.source, "note": e.note}
-                for n, e in presets.PRESETS.items()
-            ]
-        )
-    )
+    every = {
+        n: {"source": e.source, "note": e.note, "settings": presets.to_dict(e.preset)}
+        for n, e in presets.PRESETS.items()
+    }
+    rows = [
+        {"preset": n, "data": e.preset.data, "reproduces": e.source, "note": e.note} for n, e in presets.PRESETS.items()
+    ]
+    terminal.result(every, asked.json, lambda: terminal.table(rows))
     return 0
 
 
@@ -579,13 +596,14 @@ def list_models(args: list[str]) -> int:
     if asked.name is not None and asked.name not in pretrained.names():
         raise unknown("bundled model", asked.name, pretrained.names())
     cards = {name: pretrained.card(name) for name in ([asked.name] if asked.name else pretrained.names())}
-    if asked.json:
-        print(json.dumps(cards, indent=2))
-    elif asked.name:
-        print("\n".join(terminal.pretty(cards[asked.name])))
-    else:
+
+    def text() -> str:
+        if asked.name:
+            return "\n".join(terminal.pretty(cards[asked.name]))
         shown = ("parameters", "iterations", "note")
-        print(terminal.table([{"model": name} | {k: card[k] for k in shown} for name, card in cards.items()]))
+        return terminal.table([{"model": name} | {k: card[k] for k in shown} for name, card in cards.items()])
+
+    terminal.result(cards, asked.json, text)
     return 0
 
 
@@ -594,10 +612,7 @@ def list_data(args: list[str]) -> int:
     from .data import available
 
     rows = available(asked.data_dir)
-    if asked.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    print(terminal.table(rows))
+    terminal.result(rows, asked.json, lambda: terminal.table(rows))
     return 0
 
 
@@ -650,7 +665,8 @@ def infer(args: list[str]) -> int:
     asked = parse(Infer, "infer", args)
     from .concepts import infer as run
 
-    print(run(asked))
+    out, found = run(asked)
+    terminal.result(found, asked.json, lambda: str(out))
     return 0
 
 
@@ -666,7 +682,7 @@ def watch(args: list[str]) -> int:
     asked = parse(Watch, "watch", args)
     from .follow import watch as run
 
-    run(asked.run, asked.every, asked.once)
+    run(asked.run, asked.every, asked.once, asked.json)
     return 0
 
 
@@ -739,11 +755,49 @@ def bench(args: list[str]) -> int:
     from .benchmarks.speed import bench as run
     from .files import writable_file, write_json
 
+    if asked.json == Path("-"):
+        terminal.result(run(asked.machine, asked.quick, terminal.say), True, str)
+        return 0
     if asked.json is not None:
         writable_file(asked.json)  # before minutes of work
     measured = run(asked.machine, asked.quick)
     if asked.json is not None:
         write_json(asked.json, measured)
+    return 0
+
+
+def completion(args: list[str]) -> int:
+    asked = parse(Completion, "completion", args)
+    from . import pretrained
+    from .completion import known, script
+    from .data.named import NAMES, SPRITES
+
+    models, sets = pretrained.names(), ["balls", *NAMES, *SPRITES]
+    every = {
+        "train": known(Train, words=list(presets.PRESETS)),
+        "sample": known(Sample, words=models),
+        "energy": known(EnergyOf, words=[*models, *sets]),
+        "presets": known(Presets),
+        **{f"eval {n}": known(Common, Machine, kind, words=models) for n, kind in (EXPERIMENTS | {"all": All}).items()},
+        "eval rollout": known(RolloutOf),
+        "eval concepts": known(ConceptsOf),
+        "report": known(Report),
+        "serve": known(Serve, words=models),
+        "watch": known(Watch),
+        "compare": known(Compare),
+        "compose": known(Compose, words=models),
+        "infer": known(Infer, words=models),
+        "baseline": known(BaselineOf, words=list(baselines.DEFAULTS)),
+        "push": known(Push, words=models),
+        "pull": known(Pull),
+        "convert": known(Convert),
+        "bench": known(Bench),
+        "models": known(Models, words=models),
+        "data list": known(DataList),
+        "data check": known(DataCheck, words=sets),
+        "completion": known(Completion, words=["bash", "zsh", "fish"]),
+    }
+    print(script(asked.shell, every, {name: command.help for name, command in COMMANDS.items()}))
     return 0
 
 
@@ -773,6 +827,7 @@ COMMANDS = {
     "models": Command(list_models, "the models that come with the package"),
     "data list": Command(list_data, "the named data sets, and where they are"),
     "data check": Command(check_data, "read a data set as training would and say what is in it"),
+    "completion": Command(completion, "a script for bash, zsh or fish that completes commands, flags and values"),
 }
 
 

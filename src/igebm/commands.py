@@ -131,10 +131,14 @@ def energy(asked) -> None:
         raise Fault(f"{(~np.isfinite(e)).sum()} of {len(e)} energies are not finite; the model is broken")
     if asked.out is not None and asked.out.suffix == ".npy":
         write_array(asked.out, e)
-    else:
-        text = as_csv(e, images)
-        write_text(asked.out, text) if asked.out is not None else print(text, end="")
+    elif asked.out is not None:
+        write_text(asked.out, as_csv(e, images))
     where = "at its label" if labels is not None else "minimum over labels" if m.conditional else "unconditional"
+    if asked.json or asked.out is None:
+        rows = [{"index": i, "label": label_text(images, i), "energy": float(value)} for i, value in enumerate(e)]
+        about = {"model": str(asked.model), "data": images.name, "at": where, "energies": rows}
+        about |= {"mean": float(e.mean()), "standard_deviation": float(e.std())}
+        terminal.result(about, asked.json, lambda: as_csv(e, images).removesuffix("\n"))
     terminal.say(f"{len(e)} energies ({where}): mean {e.mean():.4f}, standard deviation {e.std():.4f}")
 
 
@@ -166,11 +170,7 @@ def check(asked) -> None:
         skip_bad=asked.skip_bad,
         say=terminal.say,
     )
-    if asked.json:
-        print(json.dumps(found, indent=2))
-        return
-    for line in terminal.pretty(found):
-        print(line)
+    terminal.result(found, asked.json, lambda: "\n".join(terminal.pretty(found)))
 
 
 def evaluate(name: str, asked) -> int:
@@ -186,15 +186,25 @@ def evaluate(name: str, asked) -> int:
         work = Work(m, asked.model, runtime, asked.common, out)
         if name == "all":
             failed = run_all(work, asked.options.quick)
+            found = results(out) if work.first else {}
         else:
             failed = []
             found = run_one(work, name, asked.options)
-            if work.first:
+            if work.first and not asked.common.json:
                 for line in terminal.pretty(shortened(found["numbers"])):
                     terminal.say(line)
         if work.first:
-            print(out)
+            terminal.result(found, asked.common.json, lambda: str(out))
     return 1 if failed else 0
+
+
+def results(out: Path) -> dict:
+    """What lies in an evaluation's folder: NAME.json by its name, or why there is none (NAME.failed.json)."""
+    from .evaluation.settings import EXPERIMENTS
+
+    paths = {name: [out / f"{name}.failed.json", out / f"{name}.json"] for name in EXPERIMENTS}
+    there = {name: path for name, both in paths.items() for path in both if path.is_file()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in there.items()}
 
 
 def shortened(numbers: dict) -> dict:
@@ -219,14 +229,15 @@ def rollout(asked) -> int:
     start = time.perf_counter()
     with terminal.bar("rollout") as screen:
         found = experiment.run(models, asked.options, out, asked.data, asked.seed, screen)
-    record_plain(out, "rollout", asked.options, found, asked.seed, runtime, time.perf_counter() - start)
+    about = record_plain(out, "rollout", asked.options, found, asked.seed, runtime, time.perf_counter() - start)
     rows = [
         {"model": kind, "seeds": row["seeds"]}
         | {f"mse {h}": v for h, v in zip(row["horizons"], row["mse"], strict=True)}
         for kind, row in found["kinds"].items()
     ]
-    terminal.say(terminal.table(rows))
-    print(out)
+    if not asked.json:
+        terminal.say(terminal.table(rows))
+    terminal.result(about, asked.json, lambda: str(out))
     return 0
 
 
@@ -244,8 +255,10 @@ def concepts(asked) -> int:
     start = time.perf_counter()
     with terminal.bar("concepts") as screen:
         found = experiment.run([m for m, _ in opened], asked.options, out, asked.seed, asked.batch, screen)
-    record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    about = record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], seconds)
     rows = [{"models": row["models"], "of": " + ".join(row["factors"])} | row["errors"] for row in found["rows"]]
-    terminal.say(terminal.table(list(reversed(rows)) + [{"models": 0, "of": "blind guess"} | found["blind"]]))
-    print(out)
+    if not asked.json:
+        terminal.say(terminal.table(list(reversed(rows)) + [{"models": 0, "of": "blind guess"} | found["blind"]]))
+    terminal.result(about, asked.json, lambda: str(out))
     return 0

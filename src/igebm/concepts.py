@@ -95,7 +95,7 @@ def energies_of(parsed: list[Term], models: dict[str, Model], n: int) -> list:
     return [terms.function(t.source) if t.custom else terms.bound(t, models[t.source], n) for t in parsed]
 
 
-def infer(asked) -> Path:
+def infer(asked) -> tuple[Path, dict]:
     """`igebm infer`: infer.json with mean and spread of each latent, latents.npy with every chain's end, infer.png."""
     start = time.perf_counter()
     if asked.n < 1 or asked.steps < 1:
@@ -108,10 +108,11 @@ def infer(asked) -> Path:
     numbers = classes_of(m, picture, out) if m.shape.classes else latents_of(m, picture, asked, out)
     about = {"model": asked.model, "image": str(asked.image), "seed": asked.seed} | numbers
     seconds = round(time.perf_counter() - start, 1)
-    write_json(out / "infer.json", about | {"seconds": seconds, "machine": circumstances(runtime)})
-    for line in terminal.pretty(numbers):
+    about = about | {"seconds": seconds, "machine": circumstances(runtime)}
+    write_json(out / "infer.json", about)
+    for line in [] if asked.json else terminal.pretty(numbers):
         terminal.say(line)
-    return out
+    return out, about
 
 
 def read_picture(path: Path, m: Model) -> np.ndarray:

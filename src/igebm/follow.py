@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ SHOWN = ("e_pos", "e_neg", "gap", "gradient", "chain_gradient", "clipped_chain",
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def watch(folder: Path, every: float, once: bool) -> None:
-    """Print a run's state, anew each `every` seconds until it is done; once where stdout is no terminal."""
+def watch(folder: Path, every: float, once: bool, as_json: bool = False) -> None:
+    """Print a run's state, anew each `every` seconds until it is done; once where stdout is no terminal, and as
+    JSON."""
     if every <= 0:
         raise InputError(f"--every {every:g}: give a number of seconds above 0")
     settings = settings_of(folder)
-    if once or not sys.stdout.isatty():
-        print("\n".join(screen(folder, settings, read(folder))))
+    if once or as_json or not sys.stdout.isatty():
+        log = read(folder)
+        terminal.result(state(folder, settings, log), as_json, lambda: "\n".join(screen(folder, settings, log)))
         return
     from rich.live import Live
     from rich.text import Text
@@ -57,13 +60,11 @@ def screen(folder: Path, settings: dict[str, Any], log: Log) -> list[str]:
     """The state as lines: how far it is, each number now and over the run, and what went wrong."""
     if not log.entries:
         return [f"{folder}: no metrics yet"]
-    last, total = log.entries[-1], settings.get("steps")
-    head = f"{folder}: step {last['step']} of {total}"
-    seconds = [(e["step"], e["seconds"]) for e in log.entries[-50:] if isinstance(e.get("seconds"), int | float)]
-    if len(seconds) > 1 and seconds[-1][0] > seconds[0][0] and seconds[-1][1] > seconds[0][1]:
-        each = (seconds[-1][1] - seconds[0][1]) / (seconds[-1][0] - seconds[0][0])
-        left = f", {terminal.clock(each * max(0, total - last['step']))} left" if isinstance(total, int) else ""
-        head += f", {each:.3g} s each{left}"
+    last, now = log.entries[-1], state(folder, settings, log)
+    head = f"{folder}: step {now['step']} of {now['steps']}"
+    if now["seconds_each"] is not None:
+        left = f", {terminal.clock(now['seconds_left'])} left" if now["seconds_left"] is not None else ""
+        head += f", {now['seconds_each']:.3g} s each{left}"
     names = [name for name in SHOWN if isinstance(last.get(name), int | float)]
     wide = max((len(name) for name in names), default=0)
     lines = [head] + [
@@ -71,6 +72,21 @@ def screen(folder: Path, settings: dict[str, Any], log: Log) -> list[str]:
     ]
     lines += [f"  went back at step {r.diverged_at} to {r.back_to}: {r.cause}" for r in log.rollbacks]
     return lines
+
+
+def state(folder: Path, settings: dict[str, Any], log: Log) -> dict[str, Any]:
+    """How far a run is: its step, the seconds of one over the last 50 lines of the log, the seconds left, the last
+    line of numbers, and when it went back."""
+    last, total = log.entries[-1] if log.entries else {"step": 0}, settings.get("steps")
+    seconds = [(e["step"], e["seconds"]) for e in log.entries[-50:] if isinstance(e.get("seconds"), int | float)]
+    each = left = None
+    if len(seconds) > 1 and seconds[-1][0] > seconds[0][0] and seconds[-1][1] > seconds[0][1]:
+        each = (seconds[-1][1] - seconds[0][1]) / (seconds[-1][0] - seconds[0][0])
+        left = each * max(0, total - last["step"]) if isinstance(total, int) else None
+    return {
+        "run": folder, "step": last["step"], "steps": total, "seconds_each": each, "seconds_left": left, "last": last,
+        "rollbacks": [asdict(r) for r in log.rollbacks],
+    }  # fmt: skip
 
 
 def sparkline(values: Iterable[Any], width: int = 48) -> str:
@@ -98,15 +114,14 @@ def compare(folders: list[Path], out: Path, as_json: bool) -> None:
         for name in dict.fromkeys(name for settings in every for name in settings)
         if len({json.dumps(settings.get(name)) for settings in every}) > 1
     }
-    if as_json:
-        print(json.dumps({"runs": rows, "differing": differing}, indent=2))
-    else:
-        print(terminal.table(rows))
-        print("\nsettings that differ:" if differing else "\nthe settings are the same")
-        if differing:
-            print(
-                terminal.table([{"": f} | dict(zip(map(str, folders), v, strict=True)) for f, v in differing.items()])
-            )
+
+    def text() -> str:
+        if not differing:
+            return f"{terminal.table(rows)}\n\nthe settings are the same"
+        other = [{"": f} | dict(zip(map(str, folders), v, strict=True)) for f, v in differing.items()]
+        return f"{terminal.table(rows)}\n\nsettings that differ:\n{terminal.table(other)}"
+
+    terminal.result({"runs": rows, "differing": differing}, as_json, text)
     writable_folder(out)
     write_json(out / "compare.json", {"runs": rows, "differing": differing})
     draw(folders, logs, out)

@@ -5,6 +5,8 @@ because nobody can be told of it: where stderr cannot be written to (a reader th
 """
 
 import io
+import json
+import math
 import os
 import sys
 import time
@@ -155,6 +157,23 @@ def _rich_bar(what: str) -> Iterator[Screen]:
             progress.update(task, completed=done, total=total, rate=rate, shown=shown)
 
         yield Screen(lambda line: console.print(line.translate(CONTROL), markup=False), step)
+
+
+def result(found: Any, as_json: bool, text: Callable[[], str]) -> None:
+    """What a command has found, to stdout: as one JSON document, or as `text()` says it to people."""
+    print(json.dumps(plain(found), indent=2, allow_nan=False) if as_json else text())
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: names as text, tuples as lists, and null for a number that is not finite, for which JSON
+    has no word."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
 def clock(seconds: float) -> str:

@@ -34,7 +34,7 @@ class Term:
 
 
 def parse(text: str) -> Term:
-    """[not:|or:][WEIGHT*]MODEL[=VALUE]. Raises InputError."""
+    """`[not:|or:][WEIGHT*]MODEL[=VALUE]`. Raises InputError."""
     part, rest = "and", text
     for word in ("not", "or"):
         if text.startswith(f"{word}:"):

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,11 @@ def download(repository: str, config: str | None, looked_for: str, say: Callable
     import datasets
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars
 
+    if sys.stderr is None or not sys.stderr.isatty():  # both draw their bars whatever stderr is
+        datasets.disable_progress_bars()
+        disable_progress_bars()
     try:
         found = datasets.load_dataset(repository, config)
     except (OSError, ValueError, HfHubHTTPError, DatasetsError) as error:

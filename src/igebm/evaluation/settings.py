@@ -29,6 +29,8 @@ class Common:
     classifier trained on the data serves, and no number is called IS or FID"""
     again: bool = False
     """do the experiment although its result is there"""
+    json: bool = False
+    """NAME.json to stdout, instead of the folder's name; of `all` an object with each by its name"""
 
 
 @dataclass(frozen=True)

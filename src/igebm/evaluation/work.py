@@ -137,10 +137,12 @@ def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds
 
 def record_plain(
     out: Path, name: str, options: Any, numbers: dict[str, Any], seed: int, runtime: Runtime, seconds: float
-) -> None:
-    """Write NAME.json of an experiment on several models."""
+) -> dict[str, Any]:
+    """Write NAME.json of an experiment on several models. Returns what was written."""
     about = {"experiment": name, "numbers": numbers, "options": plain(asdict(options)), "seed": seed}
-    write_json(out / f"{name}.json", about | {"seconds": round(seconds, 1), "machine": circumstances(runtime)})
+    about = about | {"seconds": round(seconds, 1), "machine": circumstances(runtime)}
+    write_json(out / f"{name}.json", about)
+    return about
 
 
 def plain(value: Any) -> Any:

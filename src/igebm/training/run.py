@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -161,13 +162,16 @@ def shown(m: dict[str, Any]) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask the loop to save and end; a second one ends at once."""
+    """SIGINT and SIGTERM ask the loop to save and end; one more, a second or later, ends at once. (One that comes
+    sooner is the same once more: torchrun passes on what a terminal or a scheduler has sent to all processes.)"""
     asked = []
 
     def handler(number: int, frame: Any) -> None:
-        if asked:
+        if asked and time.monotonic() - asked[0] > 1:
             raise KeyboardInterrupt
-        asked.append(number)
+        if asked:
+            return
+        asked.append(time.monotonic())
         terminal.say("interrupted: saving; once more to end at once")
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,0 +1,385 @@
+"""The documentation does what it says: its commands are parsed by the real parser and, where this machine can, run in
+small; its Python is run; its links lead somewhere; its numbers are those of the files in results/."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from igebm import cli, presets
+from igebm.baselines import settings as baselines
+from igebm.cli import main
+
+HERE = Path(__file__).resolve().parents[1]
+PAGES = sorted([HERE / "README.md", HERE / "CONTRIBUTING.md", *(HERE / "docs").rglob("*.md")])
+EXAMPLES = HERE / "examples"
+name_of = lambda page: str(page.relative_to(HERE))
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+def pages_where(test) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", [page for page in PAGES if test(page)], ids=name_of)
+
+
+SMALL = "--threads 1 --device cpu --dtype float32 --compile off".split()
+TINY = (
+    "--width 4 --chain-steps 2 --save-every 2 --log-every 1 --grid-every 2 --snapshot-every 4 --sample-steps 2".split()
+)
+SHRINK = {
+    "train": [*TINY, *"--blocks 1d --batch 8 --buffer-size 24".split(), *SMALL],
+    "sample": ["--n", "2", "--steps", "2", *SMALL],
+    "compose": ["--n", "2", "--steps", "2", *SMALL],
+    "infer": ["--n", "4", "--steps", "2", *SMALL],
+    "energy": SMALL,
+    "eval ood": ["--n", "20", *SMALL],
+    "eval rollout": ["--n", "2", "--length", "3", "--steps", "2", "--threads", "1"],
+    "eval concepts": ["--n", "2", "--steps", "2", *SMALL],
+}
+"""what makes each command one of seconds; a flag that is given twice counts as it is given last"""
+ELSEWHERE = {
+    r"cifar10|imagenet32|MODEL|hf:": "needs data that are not part of the package",
+    r"igebm (push|pull|convert|serve)": "needs the hub, a file of another program, or a browser",
+    r"eval all|eval concepts|baseline|bench": "takes minutes",
+    r"train (balls|dsprites)": "makes its data for half a minute",
+    r"runs/(balls|dsprites)": "needs models that took hours",
+}
+"""commands that are parsed here and not run, and why"""
+OTHERS = {"pip", "python", "python3", "pytest", "torchrun", "sbatch", "kubectl", "zensical", "git", "bash"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands of a page's sh blocks, each as words."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    parts = [part for line in lines for part in re.split(r" && | ; ", re.sub(r"(^|\s)#.*", "", line))]
+    return [shlex.split(part) for part in parts if part.strip()]
+
+
+def ours(page: Path) -> list[list[str]]:
+    """The commands of igebm itself, without torchrun before them."""
+    found = [words[words.index("igebm") :] if "--" in words else words for words in commands(page)]
+    return [words[1:] for words in found if words and words[0] == "igebm"]
+
+
+def mentioned(page: Path) -> list[list[str]]:
+    """Commands within tables and sentences, but for those that are only begun (a name alone, NAME, ...)."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    spans = re.findall(r"`igebm ([^`]+)`", text)
+    return [shlex.split(span) for span in spans if not re.search(r"NAME|COMMAND|--help|\||\.\.\.|^\w+$", span)]
+
+
+def runnable(page: Path) -> list[list[str]]:
+    return [words for words in ours(page) if not any(re.search(why, "igebm " + " ".join(words)) for why in ELSEWHERE)]
+
+
+class Parsed(Exception):
+    """Thrown by a parser that has understood, before anything is done."""
+
+
+def understood(words: list[str], monkeypatch) -> None:
+    """Raises InputError where the command would refuse its words."""
+    real = cli.parse
+
+    def parse(kind, command, args, default=None):
+        asked = real(kind, command, args, default)
+        if command == "train" and asked.resume is None:
+            asked = real(kind, command, args, cli.Train(presets.named(asked.preset), presets.Machine()))
+            presets.checked(asked.settings)
+        if command == "baseline":
+            assert asked.kind in baselines.DEFAULTS
+        raise Parsed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "parse", parse)
+        with pytest.raises(Parsed):
+            cli._dispatch(words)
+
+
+@each_page
+def test_commands_are_understood(page, monkeypatch):
+    """By the parser that a user meets."""
+    for words in ours(page) + mentioned(page):
+        understood(words, monkeypatch)
+    for words in commands(page):
+        assert words[0] in OTHERS | {"igebm", "."}, f"{name_of(page)}: nobody checks {' '.join(words)}"
+
+
+def prepared(folder: Path) -> Path:
+    """What pages take for granted: two finished runs, and pictures of one's own."""
+    os.chdir(folder)
+    assert main(["train", "--steps", "2", "--out", "runs/digits", *SHRINK["train"]]) == 0
+    shutil.copytree("runs/digits", "runs/digits-2")
+    rng = np.random.default_rng(0)
+    for name in ("cat/a", "cat/b", "dog/c", "dog/d"):
+        path = folder / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory) -> Path:
+    here = Path.cwd()
+    try:
+        return prepared(tmp_path_factory.mktemp("ready"))
+    finally:
+        os.chdir(here)
+
+
+def shrunk(words: list[str]) -> list[str]:
+    """The command with numbers that make it one of seconds."""
+    name = next((n for n in sorted(SHRINK, key=len, reverse=True) if words[: len(n.split())] == n.split()), None)
+    if words[0] == "train" and "--resume" in words:
+        return [*words, "--steps", "3"]
+    if words[0] == "train":
+        return [*words, "--steps", "2", *SHRINK["train"]]
+    against = ["--against", "uniform"] if name == "eval ood" and "--against" not in words else []
+    return [*words, *SHRINK.get(name or "", []), *against]
+
+
+@pages_where(runnable)
+def test_commands_run_in_small(page, ready, tmp_path, monkeypatch, capsys):
+    """One after the other in one folder, as a reader types them."""
+    shutil.copytree(ready, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    for words in runnable(page):
+        assert main(shrunk(words)) == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
+
+
+@pages_where(lambda page: blocks(page, "python"))
+def test_python_runs(page, ready, tmp_path, monkeypatch):
+    """The blocks of a page in turn, in one namespace."""
+    shutil.copytree(ready, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    namespace: dict = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        exec(compile(block, name_of(page), "exec"), namespace)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    heads = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M
+    )
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{name_of(page)}: {target}"
+        assert not anchor or anchor in anchors(there), f"{name_of(page)}: {target}"
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set(re.findall(r'"([\w/-]+\.md)"', (HERE / "zensical.toml").read_text()))
+    assert listed == {str(page.relative_to(HERE / "docs")) for page in (HERE / "docs").rglob("*.md")}
+
+
+def test_every_module_named_in_the_reference_exists():
+    import importlib
+
+    for page in (HERE / "docs" / "api").glob("*.md"):
+        for module in re.findall(r"^::: (\S+)$", page.read_text(), re.M):
+            importlib.import_module(module)
+
+
+def test_flags_in_tables_exist():
+    """Every flag that the page on other code gives as ours is one of ours."""
+    known = {presets.flag(f.name) for kind in (presets.Preset, presets.Machine, cli.Train) for f in fields(kind)}
+    known |= {presets.flag(f.name) for kind in cli.EXPERIMENTS.values() for f in fields(kind)}
+    known |= {"--no-conditional", "--mode", "--nproc-per-node"}
+    rows = re.findall(r"^\| (.*) \|$", (HERE / "docs" / "coming-from.md").read_text(), re.M)
+    for cells in (re.split(r" \| |\| ", row) for row in rows):
+        for flag in re.findall(r"--[a-z][a-z0-9-]*", cells[1] if len(cells) > 1 else ""):
+            assert flag in known, cells
+
+
+def test_numbers_on_samplers_are_those_of_the_file():
+    found = json.loads((HERE / "results" / "samplers.json").read_text())
+    page = (HERE / "docs" / "samplers.md").read_text()
+    for row in found["rows"]:
+        numbers = f"| {row['mean_energy']:.3f} | {row['share_on_the_left']:.3f} | {row['total_variation']:.3f} |"
+        assert numbers in page, row
+    assert f"truth {found['target']['mean_energy']}" in page
+
+
+def test_numbers_on_the_paper_are_those_of_the_files():
+    folder = HERE / "results" / "digits-evaluation"
+    of = {path.stem: json.loads(path.read_text())["numbers"] for path in folder.glob("*.json")}
+    page = (HERE / "docs" / "reproducing.md").read_text()
+    share = lambda row: f"{row['share']:.3f} ± {row['se']:.3f}"
+    mse = lambda kind, when: f"{of['restoration'][kind]['mse_damaged_pixels'][when]['mean']:.3f}"
+    accuracy, auroc, near = of["finetune"]["accuracy"], of["ood"]["auroc"], of["neighbours"]["pixels"]
+    distance = "Fréchet distance (classifier of digits), "
+    scores = of["generation"]["scores"]
+    target = of["cross-class"]["by_classifier"]["target"]
+    for said in (
+        f"accuracy {share(accuracy['pretrained'])} after training, {share(accuracy['scratch'])} from scratch",
+        ", ".join(f"{auroc[n]['auroc']:.3f} {n}" for n in ("constant", "uniform")),
+        f"{auroc['interpolation']['auroc']:.3f} interpolated",
+        f"distance {scores['samples'][distance + 'train']:.2f} for 200 samples",
+        f"{scores['train images'][distance + 'test']:.2f} for test digits",
+        f"{of['likelihood']['bits_per_dim']['bits']:.3f} bits",
+        f"{mse('inpaint', 'before')} before, {mse('inpaint', 'after')} after",
+        f"salt and pepper {mse('salt-pepper', 'before')}, {mse('salt-pepper', 'after')}",
+        f"{target['share']:.2f} ± {target['se']:.2f}",
+        f"{near['samples']['mean']:.2f} ± {near['samples']['se']:.2f} from samples",
+        f"{near['tests']['mean']:.2f} ± {near['tests']['se']:.2f} from test digits",
+        f"E from {of['trajectory']['energy_start']:.3f} to {of['trajectory']['energy_end']:.4f}",
+    ):
+        assert said in page, said
+
+
+def test_numbers_on_sick_runs_are_the_last_of_their_logs():
+    page = (HERE / "docs" / "divergence.md").read_text()
+    for sick in json.loads((HERE / "results" / "sick-runs.json").read_text())["runs"]:
+        last = sick["log"][-1]
+        flags = re.sub(r"igebm train | --steps.*| --save-every.*", "", sick["command"])
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{flags}`"))
+        for cell, name in zip(
+            row.split("|")[2:7], ("gap", "e_pos", "chain_gradient", "clipped_chain", "saturated"), strict=True
+        ):
+            assert float(cell) == pytest.approx(last[name], rel=0.05, abs=6e-4), (flags, name)
+
+
+def test_samplers_example_knows_the_target(tmp_path, monkeypatch):
+    """The script of the picture, in small; its ⟨E⟩ by quadrature against scipy's adaptive one."""
+    import math
+
+    from scipy.integrate import dblquad
+
+    words = ["samplers.py", "--out", str(tmp_path), "--chains", "50", "--evaluations", "20"]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(HERE / "docs" / "samplers.py"), run_name="__main__")
+    with Image.open(tmp_path / "samplers.png") as picture:
+        assert picture.width > 500
+
+    def E(r):
+        ring = 0.5 * ((r[0] - 2) / 0.4) ** 2
+        x = r[0] * math.cos(r[1])
+        return ring - math.log(math.exp(-0.5 * ((x - 2) / 0.8) ** 2) + math.exp(-0.5 * ((x + 2) / 0.8) ** 2))
+
+    # In polar coordinates, an eighth of the whole by symmetry a quarter: the factors cancel.
+    quarter = lambda f: dblquad(lambda a, r: r * f(E((r, a))), 0, 5, 0, math.pi / 2, epsabs=1e-6)[0]
+    want = quarter(lambda e: e * math.exp(-e)) / quarter(lambda e: math.exp(-e))
+    assert json.loads((tmp_path / "samplers.json").read_text())["target"]["mean_energy"] == pytest.approx(
+        want, abs=2e-3
+    )
+
+
+# Examples for clusters
+
+STUBS = {
+    "srun": 'shift; exec "$@"',
+    "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi',
+    "torchrun": f'while [ "$1" != -- ]; do shift; done; shift 2; exec {sys.executable} -m igebm "$@" $SHRINK',
+}
+"""what a cluster has and this machine may lack: one node, one process"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> Path:
+    for name, text in STUBS.items():
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    small = [w for w in SHRINK["train"] if w != "--steps"]
+    for name, value in {
+        "PRESET": "digits",
+        "RUN": "run",
+        "GPUS": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SHRINK", " ".join([*small, "--save-every", "100000"]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def steps(folder: Path) -> list[int]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+def interrupted_and_again(command: list[str], folder: Path, monkeypatch) -> tuple[int, int]:
+    """Start, send SIGTERM when it trains, start once more for a few steps; the two exit codes."""
+    monkeypatch.setenv("STEPS", "1000000")
+    first = subprocess.Popen(command)
+    end = time.monotonic() + 60
+    while len(steps(folder)) < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    code, reached = first.wait(60), steps(folder)[-1]
+    monkeypatch.setenv("STEPS", str(reached + 2))
+    again = subprocess.run(command, timeout=60).returncode
+    assert steps(folder) == list(range(1, reached + 3))
+    return code, again
+
+
+def test_slurm_script_saves_requeues_and_goes_on(cluster, monkeypatch):
+    script = EXAMPLES / "cluster" / "slurm.sh"
+    code, again = interrupted_and_again(["bash", str(script)], cluster / "run", monkeypatch)
+    assert code == 130 and again == 0
+    assert (cluster / "requeued").read_text() == "requeue 7\n"  # once: the second job had finished
+
+
+def kubernetes_job() -> tuple[dict, dict]:
+    """The pod of the example, and its container."""
+    _, job = yaml.safe_load_all((EXAMPLES / "cluster" / "job.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    return pod, pod["containers"][0]
+
+
+def test_kubernetes_job_is_whole():
+    pod, container = kubernetes_job()
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    given = {variable["name"] for variable in container["env"]}
+    assert {"PRESET", "RUN", "STEPS", "GPUS"} <= given and all(isinstance(v["value"], str) for v in container["env"])
+    assert subprocess.run(["bash", "-n", "-c", container["args"][0]]).returncode == 0
+
+
+@pytest.mark.slow
+def test_kubernetes_job_saves_and_goes_on(cluster, monkeypatch):
+    _, container = kubernetes_job()
+    code, again = interrupted_and_again([*container["command"], *container["args"]], cluster / "run", monkeypatch)
+    assert code == 130 and again == 0
+
+
+# The site
+
+
+@pytest.mark.skipif(shutil.which("zensical") is None, reason="needs pip install '.[docs]'")
+def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path):
+    for name in ("docs", "src", "zensical.toml"):
+        (tmp_path / name).symlink_to(HERE / name)
+    done = subprocess.run(["zensical", "build", "--strict"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in (tmp_path / "build" / "site").rglob("*.html"):
+        fetched = re.findall(
+            r'<(?:script|img)[^>]*src="(https?:[^"]*)|<link[^>]*href="(https?:[^"]*)', page.read_text()
+        )
+        assert not fetched, page

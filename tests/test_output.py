@@ -1,0 +1,245 @@
+"""What goes where: results to stdout, whole and alone, as text or as one JSON document; messages to stderr; no colour
+and no bar where nobody looks at a terminal."""
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import TINY
+from test_follow import run_folder as told_run
+
+from igebm import data, model, presets, pretrained, terminal
+from igebm.cli import COMMANDS, main
+from igebm.commands import results
+from igebm.data import available, hub
+from igebm.files import write_json
+
+SMALL = "--threads 1 --device cpu --dtype float32 --compile off".split()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A folder with a tiny run, a picture, and a model of time series."""
+    folder = tmp_path_factory.mktemp("work")
+    assert main(["train", "--steps", "2", "--out", str(folder / "run"), *TINY]) == 0
+    images = data.load("digits", "test").x
+    Image.fromarray(images[0, ..., 0]).save(folder / "seven.png")
+    t = np.arange(40)
+    waves = np.stack([np.stack([np.sin(0.3 * t + i), np.cos(0.3 * t + i)], -1) for i in range(6)])
+    np.savez(folder / "waves.npz", train_x=waves.astype(np.float32), test_x=waves[:3].astype(np.float32))
+    return folder
+
+
+def found(words: list, capfd) -> dict | list:
+    """What a command prints with --json, as one document; and nothing beside it."""
+    capfd.readouterr()
+    assert main([*map(str, words), "--json"]) == 0, capfd.readouterr().err
+    return json.loads(capfd.readouterr().out)
+
+
+# JSON: the numbers that the text has
+
+
+def test_tables_as_json(capfd):
+    assert found(["models"], capfd) == {name: pretrained.card(name) for name in pretrained.names()}
+    assert found(["models", "digits"], capfd) == {"digits": pretrained.card("digits")}
+    assert found(["data", "list"], capfd) == json.loads(json.dumps(available(None)))
+    rows = found(["presets"], capfd)
+    assert presets.from_dict(rows["balls-mppi"]["settings"]).chain_steps == 30 and rows["digits"]["source"]
+    digits = found(["data", "check", "digits"], capfd)
+    assert {name: row["count"] for name, row in digits["splits"].items()} == {"train": 1438, "test": 359}
+    assert digits["classes"] == list("0123456789") and digits["duplicates_across"] == 0
+
+
+def test_energies_as_json_are_those_of_the_csv_and_of_the_model(work, capfd):
+    words = ["energy", work / "run", "digits", *SMALL]
+    about = found(words, capfd)
+    assert main([*map(str, words)]) == 0
+    rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
+    assert [r["label"] for r in rows] == [r["label"] for r in about["energies"]]
+    assert [float(r["energy"]) for r in rows] == pytest.approx([r["energy"] for r in about["energies"]], rel=1e-5)
+    test = data.load("digits", "test")
+    e = model.load(work / "run").energy(test.x, test.y)
+    assert about["mean"] == pytest.approx(float(e.mean()), abs=1e-6) and about["data"] == "digits"
+    assert about["standard_deviation"] == pytest.approx(float(e.std()), rel=1e-4)
+
+
+def test_runs_as_json(work, tmp_path, capfd):
+    out = tmp_path / "run"
+    ended = found(["train", "--steps", "3", "--out", out, *TINY], capfd)
+    assert ended.pop("seconds") > 0 and ended == {"folder": str(out), "reason": "done", "step": 3}
+    again = found(["train", "--resume", out, "--steps", "3"], capfd)
+    assert again == {"folder": str(out), "reason": "done", "step": 3, "seconds": 0.0}
+    planned = found(["train", "--dry-run", "--width", "8"], capfd)
+    assert planned["settings"]["width"] == 8 and planned["shape"] == [1, 8, 8] and planned["images"] == 1438
+    # 10 steps in 2 seconds, 50 of 100 left; E(x+) is 1 all along.
+    now = found(["watch", told_run(tmp_path / "told", 50, 1.0, 0.1)], capfd)
+    assert (now["step"], now["steps"], now["last"]["gap"], now["last"]["e_pos"]) == (50, 100, 5.0, 1.0)
+    assert now["seconds_each"] == pytest.approx(0.2) and now["seconds_left"] == pytest.approx(10.0)
+    assert now["rollbacks"] == [{"diverged_at": 35, "back_to": 30, "cause": "the loss is not finite"}]
+
+
+def test_a_run_without_numbers_is_watched_as_json(tmp_path, capfd):
+    (tmp_path / "preset.json").write_text('{"settings": {"steps": 7}}')
+    now = found(["watch", tmp_path], capfd)
+    assert (now["step"], now["steps"], now["seconds_each"], now["rollbacks"]) == (0, 7, None, [])
+
+
+@pytest.mark.parametrize("words", ["ood --n 20 --against uniform", "trajectory --n 2 --steps 3"])
+def test_an_evaluation_as_json_is_its_file(words, work, tmp_path, capfd):
+    name, *options = words.split()
+    about = found(["eval", name, work / "run", "--out", tmp_path, *options, *SMALL], capfd)
+    assert about == json.loads((tmp_path / f"{name}.json").read_text()) and about["experiment"] == name
+
+
+def test_all_evaluations_as_json_are_their_files_or_why_there_is_none(tmp_path):
+    """A failure that a later success has made up for does not count."""
+    write_json(tmp_path / "ood.json", {"numbers": 1})
+    write_json(tmp_path / "ood.failed.json", {"why": "before"})
+    write_json(tmp_path / "likelihood.failed.json", {"why": "no"})
+    assert results(tmp_path) == {"ood": {"numbers": 1}, "likelihood": {"why": "no"}}
+
+
+def test_rollouts_as_json(work, tmp_path, capfd):
+    series = ["--data", str(work / "waves.npz"), "--batch", "4", "--width", "8", "--chain-steps", "2", *SMALL]
+    out = str(tmp_path / "r")
+    assert main(["train", "balls-feedforward", "--steps", "1", "--out", out, *series]) == 0
+    about = found(["eval", "rollout", out, "--length", "3", "--n", "2", "--threads", "1"], capfd)
+    assert about == json.loads((tmp_path / "r" / "evaluation" / "rollout.json").read_text())
+
+
+def test_an_inference_as_json(work, tmp_path, capfd):
+    about = found(["infer", work / "run", work / "seven.png", "--out", tmp_path, *SMALL], capfd)
+    assert about == json.loads((tmp_path / "infer.json").read_text())
+    e = about["energies"]
+    assert len(e) == 10 and about["least"] == min(e, key=e.get)
+
+
+@pytest.mark.slow
+def test_the_benchmark_as_json(capfd):
+    assert main(["bench", "--quick", "--json", "-", "--threads", "1"]) == 0
+    measured = json.loads(capfd.readouterr().out)
+    row = measured["rows"][0]
+    assert row["speedup"] == pytest.approx(row["reference_ms"] / row["ours_ms"])
+
+
+def test_a_number_that_is_not_finite_is_null():
+    """JSON has no word for it, and many readers refuse Python's."""
+    got = terminal.plain({"a": (math.nan, 1.5, [math.inf]), 3: Path("x"), "n": None, "b": True})
+    assert got == {"a": [None, 1.5, [None]], "3": "x", "n": None, "b": True}
+
+
+PRINTING = {"train", "energy", "presets", "watch", "compare", "infer", "bench", "models", "data list", "data check"}
+PRINTING |= {"eval ood", "eval rollout", "eval concepts", "eval all"}
+
+
+@pytest.mark.parametrize("command", sorted(PRINTING))
+def test_every_command_that_prints_a_table_takes_json(command, capfd):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert "--json" in capfd.readouterr().out
+
+
+# Streams
+
+
+LINES = {
+    "sample {run} --n 2 --steps 2 --out {out} SMALL": "{out}",
+    "compose {run}=3 --n 2 --steps 2 --out {out} SMALL": "{out}",
+    "infer {run} {work}/seven.png --out {out} SMALL": "{out}",
+    "eval ood {run} --n 20 --against uniform --out {out} SMALL": "{out}",
+    "report {run} --out {out}/r.html": "{out}/r.html",
+    "train --steps 2 --out {out} TINY": "{out}",
+}
+"""commands whose result is where it lies: that, and nothing else"""
+TABLES = {
+    "presets": ("preset  ", len(presets.PRESETS) + 1),
+    "models": ("model  ", len(pretrained.names()) + 1),
+    "models digits": ("", None),
+    "data list": ("", None),
+    "data check digits": ("name: digits", None),
+    "energy {run} digits SMALL": ("index,label,energy", 360),
+    "watch {run}": ("{run}: step 2 of 2", None),
+    "compare {run} {run} --out {out}": ("run  ", None),
+    "eval": ("usage: igebm eval", None),
+    "--help": ("igebm ", None),
+    "--version": ("igebm ", 1),
+}
+"""commands whose result is text: how it begins, and its lines"""
+
+
+def printed(text: str, work: Path, out: Path, capfd, monkeypatch) -> tuple[str, str]:
+    """Both streams of a command, where the environment asks every library for colour."""
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS"):
+        monkeypatch.setenv(name, "1")
+    filled = text.format(run=work / "run", work=work, out=out).split()
+    words = [w for word in filled for w in {"SMALL": SMALL, "TINY": TINY}.get(word, [word])]
+    out.mkdir(exist_ok=True)
+    capfd.readouterr()
+    assert main(words) == 0
+    shown, told = capfd.readouterr()
+    for stream in (shown, told):
+        assert "\x1b" not in stream and "\r" not in stream
+    return shown, told
+
+
+@pytest.mark.parametrize("text", LINES, ids=lambda text: text.split()[0])
+def test_stdout_is_the_folder_alone(text, work, tmp_path, capfd, monkeypatch):
+    shown, told = printed(text, work, tmp_path / "o", capfd, monkeypatch)
+    assert shown == LINES[text].format(out=tmp_path / "o") + "\n"
+    assert text.startswith("report") or told.strip()
+
+
+@pytest.mark.parametrize("text", TABLES, ids=lambda text: " ".join(w for w in text.split() if w[0] not in "{S")[:24])
+def test_stdout_is_the_table_alone(text, work, tmp_path, capfd, monkeypatch):
+    head, lines = TABLES[text]
+    shown, _ = printed(text, work, tmp_path / "o", capfd, monkeypatch)
+    assert shown.startswith(head.format(run=work / "run")) and shown.endswith("\n") and not shown.endswith("\n\n")
+    assert lines is None or shown.count("\n") == lines
+
+
+@pytest.mark.parametrize("words", ["train --nope", "sample", "presets --jsn", "eval nope", "nope", "data check /none"])
+def test_mistakes_are_said_on_stderr_alone(words, capfd):
+    assert main(words.split()) == 2
+    shown, told = capfd.readouterr()
+    assert shown == "" and told.startswith("igebm: ") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "eval"] + ["eval ood"])
+def test_help_into_a_file_has_no_colour(command, capfd, monkeypatch):
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    shown, told = capfd.readouterr()
+    assert "\x1b" not in shown and told == ""
+
+
+def test_redirected_streams_of_a_process_hold_no_bar(tmp_path):
+    """The same from outside, as whole processes: stdout into a file, stderr into another."""
+    line = [sys.executable, "-m", "igebm", "sample", "digits", "--n", "2", "--steps", "5", "--out", str(tmp_path / "s")]
+    done = subprocess.run([*line, *SMALL], capture_output=True)
+    assert done.returncode == 0 and done.stdout.decode() == f"{tmp_path / 's'}\n"
+    assert b"\x1b" not in done.stderr and b"\r" not in done.stderr
+
+
+def test_libraries_that_read_from_the_hub_draw_no_bar_into_a_file(work, tmp_path, capfd, monkeypatch):
+    """`datasets` draws bars whatever stderr is; a folder on disk is read as a set on the hub would be."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        Image.new("L", (8, 8), i).save(tmp_path / "set" / f"{i}.png")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    splits = hub.download(str(tmp_path / "set"), None, "nowhere", terminal.say)
+    assert len(splits["train"]) == 3
+    told = capfd.readouterr().err
+    assert "\r" not in told and "\x1b" not in told and "reading" in told

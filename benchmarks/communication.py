@@ -1,8 +1,8 @@
 """What several processes spend on telling each other: `python benchmarks/communication.py`.
 
-Measured here: training iterations of Fig. 14a on 32x32 images in two processes on gloo, one thread each; the time in the
-two reductions of an iteration (its gradients, its numbers) against the whole. Waiting for the slower process counts as
-communication, so on a shared machine the share is an upper bound.
+Measured here: training iterations of Fig. 14a on 32x32 images in two processes on gloo, one thread each; time in
+the two reductions of an iteration (its gradients, its numbers) against the whole. Waiting for the slower process
+counts as communication, so on a shared machine the share is an upper bound.
 
 On paper: the same for Fig. 14b (the preset imagenet32, 128 images a GPU) on N GPUs. A ring reduction of n parameters in
 float32 sends 2 (N - 1) / N · 4n bytes from each GPU, at 450 GB/s inside a machine of 8 (NVLink) and at 50 GB/s between

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_data_folder import c01, c26
 
-from igebm import model, presets, pretrained
+from igebm import forecast, model, presets, pretrained
 from igebm.cli import COMMANDS, main
 from igebm.errors import InputError
 from igebm.evaluation.settings import EXPERIMENTS
@@ -164,12 +164,19 @@ def test_default_folders_do_not_collide(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", pretrained.names())
 def test_bundled_models_work_right_after_install(name, tmp_path, capsys, monkeypatch):
-    """Small, whole, described by a card that says where it comes from, and sampled by name from any folder."""
+    """Small, whole, described by a card that says where it comes from, and sampled (or, for time series, followed) by
+    name from any folder."""
     monkeypatch.chdir(tmp_path)
-    assert main(["sample", name, "--n", "3", "--steps", "2", "--out", "s"]) == 0
+    card = pretrained.card(name)
+    if "series" in card:
+        assert main(["eval", "rollout", name, "--n", "3", "--length", "4", "--out", "s"]) == 0
+        m = forecast.load(name)
+        assert len(json.loads(Path("s/rollout.json").read_text())["numbers"]["models"][0]["mse"]) == 4
+    else:
+        assert main(["sample", name, "--n", "3", "--steps", "2", "--out", "s"]) == 0
+        m = model.load(name)
+        assert np.load("s/samples.npy").shape == (3, m.shape.height, m.shape.width, m.shape.channels)
     capsys.readouterr()
-    m, card = model.load(name), pretrained.card(name)
-    assert np.load("s/samples.npy").shape == (3, m.shape.height, m.shape.width, m.shape.channels)
     assert card["iterations"] == m.step and card["parameters"] == sum(p.numel() for p in m.net.parameters())
     assert model.find(name).stat().st_size == card["bytes"] < 5e6
     assert main(["models", name]) == 0

@@ -12,6 +12,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
+def of_images() -> list[str]:
+    """Those that are sampled, without the models of time series."""
+    return [name for name in names() if "series" not in card(name)]
+
+
 def card(name: str) -> dict[str, Any]:
     """What the model was trained on and how, and what it can and cannot do."""
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))

@@ -31,7 +31,7 @@ def serve(asked) -> None:
     with tempfile.TemporaryDirectory(prefix="igebm-", ignore_cleanup_errors=True) as folder:
         alone(asked.host, folder)
         models: dict[str, Model] = {}
-        for where in asked.models or pretrained.names():
+        for where in asked.models or pretrained.of_images():
             m, _ = open_model(where, asked.machine)
             m.name = unused(m.name, models)
             models[m.name] = m

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import model, presets, ranks
 from ..buffer import Buffer
+from ..data.images import shown
 from ..errors import Fault, InputError
 from ..files import what_is, whole
 from ..forecast import Forecaster
@@ -200,7 +201,7 @@ def read_archive(path: Path) -> Any:
             f"{path} is damaged or no checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         ) from error
     if saved is None:
-        raise InputError(f"{path} is damaged (part {damaged} fails its checksum)")
+        raise InputError(f"{path} is damaged (part {shown(damaged)} fails its checksum)")
     return saved
 
 

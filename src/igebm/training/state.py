@@ -201,7 +201,7 @@ def read_archive(path: Path) -> Any:
             f"{path} is damaged or no checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         ) from error
     if saved is None:
-        raise InputError(f"{path} is damaged (part {shown(damaged)} fails its checksum)")
+        raise InputError(f"{path} is damaged (part {shown(str(damaged))} fails its checksum)")
     return saved
 
 

@@ -2,6 +2,7 @@
 generator."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,17 @@ def quick_classifier(tmp_path_factory, monkeypatch) -> Path:
     monkeypatch.setenv("IGEBM_DATA", str(folder))
     monkeypatch.setenv("IGEBM_INCEPTION", str(folder / "none.pt"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; skips where there is none, or no playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with playwright.sync_playwright() as p:
+        try:
+            opened = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        yield opened
+        opened.close()

@@ -373,11 +373,12 @@ def test_kernels_that_carry_no_gradient_say_so(kernel):
         _end_of_chain(theta, "all", kernel=kernel)
 
 
+@pytest.mark.parametrize("kernel", [langevin(0.1, 0.2), langevin(0.1, 0.2, order="before"), mppi(4, 0.2)])
 @pytest.mark.parametrize("recompute", [2, 3, 4, 6, 10])
-def test_recomputation_changes_neither_values_nor_gradients(recompute):
+def test_recomputation_changes_neither_values_nor_gradients(recompute, kernel):
     """Also where the segments do not divide the steps; the noise drawn again is the same noise."""
     theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    a, b = _end_of_chain(theta, "all"), _end_of_chain(theta, "all", recompute)
+    a, b = (_end_of_chain(theta, "all", m, kernel=kernel) for m in (1, recompute))
     assert torch.equal(a, b)
     ga, gb = (torch.autograd.grad(v, theta)[0] for v in (a, b))
     assert torch.allclose(ga, gb, rtol=1e-12)
@@ -429,6 +430,16 @@ def test_recomputation_keeps_fewer_tensors():
     assert most(256, 1) > 3.5 * most(64, 1)
     assert most(64, 8) < most(64, 1) / 5 and most(256, 16) < most(256, 1) / 10
     assert most(256, 16) < 2.5 * most(64, 8)
+
+
+def test_recomputation_where_the_start_alone_takes_a_gradient():
+    """On E = x²/2 without noise x_K = (1 - η)ᴷ x_0, so that ∂x_K/∂x_0 = 0.9⁷ whatever the segments."""
+    for recompute in (1, 2, 3, 7, 10):
+        x = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
+        E = lambda x: x.square().sum(1) / 2
+        end, _ = run(langevin(0.1, 0.0), E, x, 7, differentiate="all", recompute=recompute)
+        (g,) = torch.autograd.grad(end.x.sum(), x)
+        assert torch.allclose(end.x, torch.full_like(x, 0.9**7)) and torch.allclose(g, torch.full_like(x, 0.9**7))
 
 
 def test_recomputation_reaches_what_was_made_of_the_parameters_before_the_chain():

@@ -83,10 +83,13 @@ def run(
     if attached and recompute > 1 and generator is None:  # noise that is drawn twice needs a start of its own
         generator = torch.Generator(state.x.device).manual_seed(int(torch.randint(2**62, ())))
     with torch.enable_grad():
-        leaves = leaves_of(kernel, E, state.x, generator) if attached and recompute > 1 else []
+        leaves = leaves_of(kernel, E, state.x, generator) if attached and recompute > 1 else None
         for k in range(steps - attached, steps, max(1, recompute)):
             m = min(max(1, recompute), steps - k)
-            state, info = _segment(kernel, E, state, m, generator, leaves) if leaves else kernel(E, state, generator)
+            if leaves is None:
+                state, info = kernel(E, state, generator)
+            else:
+                state, info = _segment(kernel, E, state, m, generator, leaves)
             if record:
                 record(k + m, state, info)
     if attached and not state.x.requires_grad:

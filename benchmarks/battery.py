@@ -70,19 +70,7 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
     """Train digits for so long with one thread, and look at the process from outside each second."""
     out = folder / "soak"
     command = [sys.executable, "-m", "igebm", "train", "digits", "--out", str(out), "--steps", str(10**9)]
-    command += [
-        "--minutes",
-        str(minutes),
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--compile",
-        "off",
-    ]
-    command += ["--sample-steps", "10"]
+    command += f"--minutes {minutes} --threads 1 --device cpu --dtype float32 --compile off --sample-steps 10".split()
     rows = []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = out / "metrics.jsonl"

@@ -11,6 +11,7 @@ from igebm.cli import main
 from igebm.data.latents import Latent
 from igebm.errors import Fault, InputError
 from igebm.samplers import langevin, run
+from igebm.shapes import Shape
 
 
 def gaussian(mean: float, precision: float = 1.0):
@@ -109,6 +110,30 @@ def test_a_chain_over_latents_samples_the_posterior_it_should(generator):
     variance = sigma**2 / (1 - (1 - eta * P) ** 2) * 16
     assert end.mean().item() == pytest.approx(m, abs=5 * (variance / 4000) ** 0.5)
     assert end.var().item() == pytest.approx(variance, rel=0.1)
+
+
+def test_other_conditions_are_other_labels_none_twice():
+    shape, y = Shape(1, 8, 8, classes=tuple("abcde")), torch.arange(5).repeat(200)
+    found = inference.others(y, shape, 3)
+    assert found.shape == (3, 1000) and found.dtype == y.dtype and found.min() == 0 and found.max() == 4
+    together = torch.cat([y[None], found]).sort(0).values
+    assert (together.diff(dim=0) > 0).all()  # the own label and three others: four distinct
+    # Each of the 4 others is as likely: of 3,000 draws a label is each of its others 150 times on average.
+    counts = torch.stack([((found - y) % 5 == k).sum() for k in range(1, 5)])
+    assert counts.sum() == 3000 and (counts - 750).abs().max() < 5 * 750**0.5
+    assert inference.others(y, shape, 99).shape == (4, 1000)
+
+
+def test_other_latents_are_uniform_over_their_ranges():
+    place, angle = (Latent("a", -1.0, 3.0), Latent("b", 0.5, 1.0)), (Latent("cos", -1.0, 1.0), Latent("sin", -1.0, 1.0))
+    found = inference.others(torch.zeros(1000, 2), Shape(1, 8, 8, latents=place), 2)
+    assert found.shape == (2, 1000, 2)
+    mean, var = found.flatten(0, 1).mean(0), found.flatten(0, 1).var(0)
+    assert mean.tolist() == pytest.approx([1.0, 0.75], abs=0.15) and var.tolist() == pytest.approx(
+        [16 / 12, 0.25 / 12], rel=0.1
+    )
+    turns = inference.others(torch.zeros(1000, 2), Shape(1, 8, 8, latents=angle), 1)[0]
+    assert torch.allclose(turns.norm(dim=1), torch.ones(1000)) and turns.mean(0).norm() < 0.15
 
 
 # On the command line

@@ -84,6 +84,25 @@ def test_latents_that_are_not_finite_or_do_not_fit_are_refused(tmp_path):
         data.load(str(tmp_path / "b.npz"))
 
 
+def test_the_posterior_term_teaches_the_place_of_a_bar(bars_file, tmp_path):
+    """Of 21 places over the range, the one of least energy is on average a third of the range away for a blind guess;
+    after 60 iterations with the term, less than a tenth; without it they come from the same draws and are no help."""
+    words = ["train", "digits", "--data", str(bars_file), "--width", "16", "--blocks", "1d", "--batch", "32",
+             "--chain-steps", "2", "--buffer-size", "64", "--sample-steps", "1", "--lr", "3e-3", "--steps", "60",
+             "--threads", "1", "--dtype", "float32", "--compile", "off"]  # fmt: skip
+    x, y = bars(100, 1)
+    off = {}
+    for weight in ("0", "1"):
+        assert main([*words, "--label-weight", weight, "--out", str(tmp_path / weight)]) == 0
+        m = model.load(tmp_path / weight)
+        low, high = m.shape.latents[0][1:]
+        places = torch.linspace(low, high, 21)
+        images = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 256
+        e = torch.stack([m.given(torch.full((100, 1), float(place)))(images) for place in places])
+        off[weight] = (places[e.argmin(0)] - torch.from_numpy(y)[:, 0]).abs().mean().item() / (high - low)
+    assert off["1"] < 0.1 < off["0"]
+
+
 def test_a_run_on_latents_trains_resumes_and_samples_at_a_value(bars_file, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "samples"
     small = ["--width", "8", "--blocks", "1d", "--batch", "8", "--chain-steps", "2", "--buffer-size", "16",

@@ -8,7 +8,16 @@ from targets import PRECISION, gaussian
 
 from igebm.compose import bridge, mixture, negation, product, tempered
 from igebm.energy import energy_and_grad, given
-from igebm.objectives import OBJECTIVES, contrastive, kl, log_partition, maximum_likelihood, regulariser, softplus
+from igebm.objectives import (
+    OBJECTIVES,
+    contrastive,
+    kl,
+    log_partition,
+    maximum_likelihood,
+    posterior,
+    regulariser,
+    softplus,
+)
 
 X = torch.randn(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 P, Q = PRECISION, torch.tensor([[0.5, -0.1], [-0.1, 0.3]], dtype=torch.float64)
@@ -112,6 +121,16 @@ def test_equal_energies_cost_nothing():
     e = torch.full((4,), 0.7)
     for objective in (contrastive, log_partition, maximum_likelihood):
         assert objective(e, e).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_posterior_by_hand():
+    """Two images, energies (own, others): p = 1 / (1 + 1/3) = 3/4 and 1 / (1 + 1 + 2) = 1/4, and d/de is 1 - p, -pⱼ
+    (halved by the mean)."""
+    e = torch.tensor([[0.0, math.log(3), 1e9], [0.0, 0.0, -math.log(2)]], dtype=torch.float64, requires_grad=True)
+    loss = posterior(e)
+    loss.backward()
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
+    assert e.grad.flatten().tolist() == pytest.approx([1 / 8, -1 / 8, 0, 3 / 8, -1 / 8, -1 / 4])
 
 
 def test_regulariser_by_hand():

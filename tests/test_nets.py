@@ -130,7 +130,24 @@ VARIANTS = {
     "modern": dict(scales=3, activation="swish"),
     "small": dict(stem="4x4/2"),
     "without spectral norm": dict(spectral=False),
+    "a weight for each place": dict(flat=True),
+    "the same at several sizes": dict(flat=True, scales=2, stem="4x4/2"),
 }
+
+
+def test_a_weight_for_each_place_tells_places_apart_and_the_sum_is_the_same_weight_everywhere():
+    """In the middle, away from what the borders do, a dot moved by whole pooled pixels changes nothing under the sum;
+    with a weight for each place it does, and with equal weights it does not, being the sum again."""
+    shared = dict(channels=1, width=4, blocks=[(1, True)])
+    pooled, places = ImageEnergy(**shared).double(), ImageEnergy(**shared, flat=(16, 16)).double()
+    x = torch.zeros(2, 1, 16, 16, dtype=torch.float64)
+    x[0, :, 6, 6] = x[1, :, 8, 8] = 1
+    assert pooled(x)[0].item() == pytest.approx(pooled(x)[1].item())
+    assert places(x)[0].item() != pytest.approx(places(x)[1].item(), abs=1e-4)
+    state = pooled.state_dict()
+    state["towers.0.head.weight"] = state["towers.0.head.weight"].repeat_interleave(64, dim=1)
+    places.load_state_dict(state)
+    assert torch.allclose(places(x), pooled(x))
 
 
 def test_pooled_kernel_is_convolution_then_pool():
@@ -144,6 +161,7 @@ def test_pooled_kernel_is_convolution_then_pool():
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_folded_is_the_network(options, size, condition):
     """The twin's, the attached and the frozen energy and gradient equal the plain network's to rounding."""
+    options = options | ({"flat": (size, size)} if "flat" in options else {})
     blocks = "1 2d 2" if options.get("scales") or options.get("stem") else "1d 1 2d 2"
     n, x = net(condition, blocks, **options), torch.rand(4, 3, size, size, dtype=torch.float64)
     y = Y if condition else None

@@ -168,6 +168,8 @@ def test_a_predictor_learns_a_rotation(waves, tmp_path):
         (["train", "digits", "--objective", "squared-error"], "are for time series"),
         (["train", "balls-langevin", "--data", "bals"], "unknown set of time series 'bals'"),
         (["train", "digits", "--latent-steps", "2"], "has no latents"),
+        (["train", "digits", "--no-conditional", "--label-weight", "1"], "leave out --label-weight"),
+        (["train", "balls-langevin", "--label-weight", "1"], "leave out --label-weight"),
     ],
 )
 def test_what_does_not_fit_is_one_line(words, said, capsys, tmp_path, monkeypatch):

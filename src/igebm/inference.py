@@ -16,6 +16,7 @@ from .data.latents import Latent, on_circle
 from .energy import Energy
 from .samplers import langevin, run
 from .samplers.chain import Record
+from .shapes import Shape
 
 
 def from_unit(z: Float[Tensor, "b k"], latents: Sequence[Latent]) -> Float[Tensor, "b d"]:
@@ -32,6 +33,18 @@ def to_unit(y: Float[Tensor, "b d"], latents: Sequence[Latent]) -> Float[Tensor,
         return (torch.atan2(y[:, 1:], y[:, :1]) / (2 * math.pi)) % 1.0
     low, high = (y.new_tensor([getattr(latent, end) for latent in latents]) for end in ("low", "high"))
     return (y - low) / (high - low)
+
+
+def others(y: Tensor, shape: Shape, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Conditions (n, B, ...) that items under y, (B,) labels or (B, d) latents, might have had instead: other labels,
+    none twice (so at most as many as there are), or latents uniform over their ranges."""
+    if shape.latents:
+        columns = 1 if on_circle(shape.latents) else len(shape.latents)
+        z = torch.rand((n * len(y), columns), generator=generator, device=y.device)
+        return from_unit(z, shape.latents).reshape(n, *y.shape)
+    classes = len(shape.classes)
+    order = torch.rand((len(y), classes - 1), generator=generator, device=y.device).argsort(1)[:, :n]
+    return ((y[:, None] + 1 + order) % classes).T
 
 
 def chain(

@@ -72,6 +72,7 @@ def build_image_net(preset: Preset, shape: Shape) -> ImageEnergy:
         head_relu=preset.head_relu,
         dropout=preset.dropout,
         scales=preset.scales,
+        flat=(shape.height, shape.width) if preset.pooling == "none" else None,
         spectral=preset.spectral,
         init=preset.init,
     )

@@ -49,6 +49,15 @@ def kl(e_frozen: Float[Tensor, "n"]) -> Float[Tensor, ""]:
     return e_frozen.mean()
 
 
+def posterior(e: Float[Tensor, "b m"]) -> Float[Tensor, ""]:
+    """-⟨log p(y | x⁺)⟩,   p(y | x) = exp(-E(x | y)) / Σⱼ exp(-E(x | yⱼ))   (Grathwohl et al., arXiv:1912.03263)
+
+    e[:, 0] are the energies of images under their own conditions, e[:, 1:] under others; where the others are drawn
+    from a uniform prior this is the posterior of y by importance sampling. It teaches E what the condition says.
+    """
+    return (e[:, 0] + torch.logsumexp(-e, dim=1)).mean()
+
+
 def regulariser(e_pos: Float[Tensor, "b"], e_neg: Float[Tensor, "n"], alpha: float = 1.0) -> Float[Tensor, ""]:
     """α (⟨E(x⁺)²⟩ + ⟨E(x⁻)²⟩)   (eq. 10, L_reg): keeps the energies' scale and offset in place"""
     return alpha * (e_pos.square().mean() + e_neg.square().mean())

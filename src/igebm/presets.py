@@ -56,6 +56,8 @@ class Preset:
     """a bias after the first convolution (igebm-pytorch)"""
     head_relu: bool = False
     """one more ReLU before the sum pooling (released code)"""
+    pooling: Literal["sum", "none"] = "sum"
+    """before the dense layer: the sum over the image; none: a weight for each place (the released code's sprites)"""
     dropout: float = 0.0
     """after each block's first activation, in the chain too (released large net: 0.5)"""
     scales: int = 1
@@ -121,6 +123,11 @@ class Preset:
     kl: Literal["none", "last", "all"] = "none"
     """L_KL (eq. 9) through no step of the chain, its last, or all"""
     kl_weight: float = 1.0
+    label_weight: float = 0.0
+    """weight of -log p(y | x) of the data, p(y | x) ~ exp(-E(x | y)) over the label and --label-candidates others
+    (later work); 0: none"""
+    label_candidates: int = 2
+    """other labels, or latents drawn from their ranges, that an image might have had instead"""
 
     # Optimiser
     batch: int = 128
@@ -219,6 +226,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "buffer_fill": (0, 1),
     "alpha": (0, math.inf),
     "kl_weight": (0, math.inf),
+    "label_weight": (0, math.inf),
+    "label_candidates": (1, 10_000),
     "batch": (1, 1_000_000),
     "accumulate": (1, 10**6),
     "lr": (0, 10),

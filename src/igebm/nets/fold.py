@@ -115,7 +115,8 @@ def energy(net: ImageEnergy, weights: Weights, affines: Affines, x: Float[Tensor
             h = _block(block, block_w, block_a, h)
         if tower.head_relu:
             h = F.relu(h)
-        e = F.linear(h.sum((2, 3), dtype=exact), w.head_weight.to(exact), w.head_bias.to(exact))[:, 0]
+        h = h.to(exact).flatten(1) if tower.flat else h.sum((2, 3), dtype=exact)
+        e = F.linear(h, w.head_weight.to(exact), w.head_bias.to(exact))[:, 0]
         total = e if total is None else total + e
     assert total is not None
     return total

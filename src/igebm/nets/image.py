@@ -20,6 +20,7 @@ class Tower(nn.Module):
         stem: str,
         head_relu: bool,
         stem_bias: bool,
+        flat: tuple[int, int] | None,
         **block,
     ):
         super().__init__()
@@ -33,11 +34,14 @@ class Tower(nn.Module):
             ResBlock(c_in, c_out, down, condition, **block)
             for c_in, c_out, (_, down) in zip(widths, widths[1:], blocks, strict=False)
         )
-        self.head = nn.Linear(widths[-1], 1)
+        self.flat = flat is not None
+        halvings = sum(down for _, down in blocks) + (stride == 2)
+        places = 1 if flat is None else (flat[0] >> halvings) * (flat[1] >> halvings)
+        self.head = nn.Linear(widths[-1] * places, 1)
         nn.init.zeros_(self.head.bias)
 
     def features(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b d"] | None) -> Float[Tensor, "b f"]:
-        """What the dense layer sees: the last block's channels, summed over the image."""
+        """What the dense layer sees: the last block's channels, summed over the image (or all of them: `flat`)."""
         h = self.stem(x)  # (b, width, h, w)
         if self.stem_bias is not None:
             h = h + self.stem_bias[:, None, None]
@@ -46,7 +50,7 @@ class Tower(nn.Module):
             h = block(h, y)  # (b, c, h', w')
         if self.head_relu:
             h = F.relu(h)
-        return h.sum((2, 3))  # (b, c)
+        return h.flatten(1) if self.flat else h.sum((2, 3))  # (b, c)
 
     def forward(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b d"] | None) -> Float[Tensor, "b"]:
         return self.head(self.features(x, y))[:, 0]
@@ -58,8 +62,8 @@ class ImageEnergy(nn.Module):
     x is (B, C, H, W), any H and W of at least 2^(number of halvings). y is (B,) int64 class labels with -1 for
     unlabelled, (B, condition) real-valued latents, or None. With `scales` = s, the energies of s towers at full,
     half, ...
-    resolution
-    are summed. Returns (B,).
+    resolution are summed. With `flat` = (H, W), the size of all images, the dense layers have a weight for each place
+    instead of summing over places. Returns (B,).
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class ImageEnergy(nn.Module):
         head_relu: bool = False,
         dropout: float = 0.0,
         scales: int = 1,
+        flat: tuple[int, int] | None = None,
         spectral: bool = True,
         init: str = "he",
     ):
@@ -91,6 +96,7 @@ class ImageEnergy(nn.Module):
                 stem,
                 head_relu,
                 stem_bias,
+                None if flat is None else (flat[0] >> s, flat[1] >> s),
                 activation=activation,
                 modulation=modulation,
                 skip_kernel=skip_kernel,
@@ -99,7 +105,7 @@ class ImageEnergy(nn.Module):
                 spectral=spectral,
                 init=init,
             )
-            for _ in range(scales)
+            for s in range(scales)
         )
 
     def forward(self, x: Float[Tensor, "b c h w"], y: Tensor | None = None) -> Float[Tensor, "b"]:

@@ -40,12 +40,14 @@ def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
     through = (
         _count(lambda: frozen(net, y)(_one_attached_step(net, preset, x, y)).sum().backward()) if attached_steps else 0
     )
+    classes = len(shape.classes) if isinstance(shape, Shape) else 0
+    others = min(preset.label_candidates, classes - 1 if classes else math.inf) if preset.label_weight else 0
     chain = (preset.chain_steps - attached_steps) * step + attached_steps * through
     return {
         "parameters": sum(p.numel() for p in net.parameters()),
         "flop_per_image_and_chain_step": step,
         "flop_per_image_and_update": update,
-        "flop_per_iteration": preset.batch * (chain + 2 * update),
+        "flop_per_iteration": preset.batch * (chain + (2 + others) * update),
     }
 
 

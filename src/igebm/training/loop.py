@@ -30,7 +30,7 @@ from ..nets.bound import attached, frozen
 from ..nets.fold import Twin
 from ..nets.layers import power_iteration
 from ..nets.trajectory import TrajectoryPredictor
-from ..objectives import OBJECTIVES, kl, regulariser
+from ..objectives import OBJECTIVES, kl, posterior, regulariser
 from ..report.plots import by_class, grid, write_png
 from ..runtime import Runtime
 from ..samplers.chain import Info, segment_length
@@ -213,9 +213,16 @@ def part_step(
     x_neg, x_attached, info = sample(state, x, y, generator, stop)
     if p.latent_steps and y is not None:
         y = sample_latents(state, x_neg, y, generator)
-    y_all = None if y_pos is None or y is None else torch.cat([y_pos, y])
-    e_pos, e_neg = attached(net, y_all)(torch.cat([x_pos, x_neg])).tensor_split([len(x_pos)])
+    x_all, y_all = torch.cat([x_pos, x_neg]), None if y_pos is None or y is None else torch.cat([y_pos, y])
+    if p.label_weight and y_pos is not None and y is not None and isinstance(state.shape, Shape):
+        y_else = inference.others(y_pos, state.shape, p.label_candidates, generator)  # (m, b, ...)
+        x_all, y_all = torch.cat([x_all, *[x_pos] * len(y_else)]), torch.cat([y_pos, y, *y_else])
+    e_pos, e_neg, e_else = attached(net, y_all)(x_all).tensor_split([len(x_pos), len(x_pos) + len(x_neg)])
     loss = OBJECTIVES[p.objective](e_pos, e_neg) + regulariser(e_pos, e_neg, p.alpha)
+    if len(e_else) and y_pos is not None:
+        known = torch.ones_like(e_pos) if y_pos.is_floating_point() else (y_pos >= 0).to(e_pos.dtype)
+        e = torch.cat([e_pos[None], e_else.reshape(-1, len(x_pos))]) * known  # a label that is missing says nothing
+        loss = loss + p.label_weight * posterior(e.T)
     if x_attached is not None:
         loss = loss + p.kl_weight * kl(frozen(net, y)(x_attached))
     loss = loss * (len(x_pos) / batch)

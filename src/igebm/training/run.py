@@ -123,7 +123,7 @@ def resume(
 
 FIXED = {
     "image_size", "channels", "conditional", "width", "blocks", "stem", "activation", "modulation", "skip_kernel",
-    "skip_down", "stem_bias", "head_relu", "scales", "spectral", "init", "buffer_size", "buffer_policy",
+    "skip_down", "stem_bias", "head_relu", "pooling", "scales", "spectral", "init", "buffer_size", "buffer_policy",
     "buffer_rounding", "seed", "network", "past",
 }  # fmt: skip
 """settings that a checkpoint's weights, buffer or data stream are made of"""
@@ -255,6 +255,11 @@ def settled(preset: Preset, found: Images | Series) -> Preset:
         preset = replace(preset, conditional=False)
     if preset.latent_steps and not (isinstance(found, Images) and found.latents):
         raise InputError(f"--latent-steps {preset.latent_steps}: {found.name} has no latents; leave it out")
+    told_apart = preset.conditional and isinstance(found, Images) and (len(found.classes) > 1 or found.latents)
+    if preset.label_weight and not told_apart:
+        raise InputError(
+            f"{found.name} gives no labels to tell apart: leave out --label-weight {preset.label_weight:g}"
+        )
     path = located(preset.data)
     here = preset.data not in NAMES and existing(path)
     return replace(preset, data=str(path.resolve())) if here else preset

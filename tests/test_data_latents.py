@@ -89,8 +89,8 @@ def test_the_posterior_term_teaches_the_place_of_a_bar(bars_file, tmp_path):
     """Of 21 places over the range, the one of least energy is a quarter to a third of the range off for a guess; after
     200 iterations with the term, less than 0.15 (0.09 was seen); without it, the same draws are little help."""
     words = ["train", "digits", "--data", str(bars_file), "--width", "16", "--blocks", "1d", "--batch", "32",
-             "--chain-steps", "2", "--buffer-size", "64", "--sample-steps", "1", "--lr", "1e-2", "--steps", "200", "--ema", "0.9",
-             "--pooling", "none", "--no-spectral",
+             "--chain-steps", "2", "--buffer-size", "64", "--sample-steps", "1", "--lr", "1e-2", "--steps", "200",
+             "--ema", "0.9", "--pooling", "none", "--no-spectral",
              "--threads", "1", "--dtype", "float32", "--compile", "off"]  # fmt: skip
     x, y = bars(100, 1)
     off = {}

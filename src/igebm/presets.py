@@ -399,10 +399,12 @@ PRESETS: dict[str, Entry] = {
         "step 10 as its README means; typed as it stands there the flag is not read and 1 is used",
     ),
     "cifar10-cond-small": Entry(
-        "Fig. 14a at half its width: no figure of the paper",
+        "a smaller Fig. 14a on images halved at once: no figure of the paper",
         replace(
             _COND,
             width=64,
+            stem="4x4/2",
+            blocks="1d 1 2d 2",
             chain_steps=20,
             batch=64,
             buffer_size=1_500,

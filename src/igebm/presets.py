@@ -124,8 +124,10 @@ class Preset:
     """L_KL (eq. 9) through no step of the chain, its last, or all"""
     kl_weight: float = 1.0
     label_weight: float = 0.0
-    """weight of -log p(y | x) of the data, p(y | x) ~ exp(-E(x | y)) over the label and --label-candidates others
+    """weight of -log p(y | x) of the data, p(y | x) ~ exp(-E(x | y) / T) over the label and --label-candidates others
     (later work); 0: none"""
+    label_temperature: float = 1.0
+    """T of p(y | x): at 1 energies must differ by more than spectral normalisation and L_reg let them"""
     label_candidates: int = 2
     """other labels, or latents drawn from their ranges, that an image might have had instead"""
 
@@ -227,6 +229,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "alpha": (0, math.inf),
     "kl_weight": (0, math.inf),
     "label_weight": (0, math.inf),
+    "label_temperature": (1e-12, 1e12),
     "label_candidates": (1, 10_000),
     "batch": (1, 1_000_000),
     "accumulate": (1, 10**6),

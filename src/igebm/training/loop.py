@@ -222,7 +222,7 @@ def part_step(
     if len(e_else) and y_pos is not None:
         known = torch.ones_like(e_pos) if y_pos.is_floating_point() else (y_pos >= 0).to(e_pos.dtype)
         e = torch.cat([e_pos[None], e_else.reshape(-1, len(x_pos))]) * known  # a label that is missing says nothing
-        loss = loss + p.label_weight * posterior(e.T)
+        loss = loss + p.label_weight * posterior(e.T / p.label_temperature)
     if x_attached is not None:
         loss = loss + p.kl_weight * kl(frozen(net, y)(x_attached))
     loss = loss * (len(x_pos) / batch)

@@ -73,3 +73,16 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "none.npz has none" in mistake(capsys, "digits", "--data", tmp_path / "none.npz", *out)
     assert "needs what digits knows (0, 1, 2, ...)" in mistake(capsys, "digits", "--data", tmp_path / "other.npz", *out)
     assert "give at least 1" in mistake(capsys, "digits", "--n", 0, *out)
+
+
+def test_the_classifiers_training_is_no_longer_than_asked(tmp_path, capsys, monkeypatch):
+    """Three iterations where three are the most; as many as it takes where more are allowed than that."""
+    monkeypatch.setattr("igebm.evaluation.classifier.steps_for", lambda images: 5)
+    for most, trained in ((3, 3), (7, 5)):
+        args = ["--n", "10", "--steps", "1", "--classifier-steps", str(most), "--data-dir", str(tmp_path / str(most))]
+        assert main(["eval", "cross-class", "digits", *args, "--out", str(tmp_path / "out"), "--again", *MACHINE]) == 0
+        (kept,) = (tmp_path / str(most)).glob("classifier-*.safetensors")
+        assert model.read(kept)[1]["step"] == trained
+    capsys.readouterr()
+    assert main(["eval", "cross-class", "digits", "--classifier-steps", "0"]) == 2
+    assert "--classifier-steps 0" in capsys.readouterr().err

@@ -177,6 +177,8 @@ def evaluate(name: str, asked) -> int:
     """`igebm eval`: one experiment, or all; the folder with the results is printed."""
     within("--batch", asked.common.batch, 1, MOST)
     within("--seed", asked.common.seed, 0, 2**31 - 1)
+    if asked.common.classifier_steps is not None:
+        within("--classifier-steps", asked.common.classifier_steps, 1, MOST)
     from . import ranks
     from .evaluation.work import Work, folder_of, run_all, run_one
 

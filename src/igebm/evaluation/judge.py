@@ -9,6 +9,7 @@ from jaxtyping import Int64, UInt8
 
 from ..data import Images, MissingSplit, data_folder
 from ..errors import InputError
+from . import classifier
 from .classifier import extractor, trained
 from .features import Extractor, describe, inception
 from .work import Work
@@ -40,7 +41,9 @@ def judge_of(work: Work) -> Judge | None:
             work.screen.say(f"{train.name} has no labels: no classifier says what class an image is of")
         return None
     kept = data_folder(work.asked.data_dir, work.screen.say)
-    found = trained(train, _test(work), kept, device=work.model.device, screen=work.screen)
+    most = work.asked.classifier_steps
+    steps = None if most is None else min(most, classifier.steps_for(train))
+    found = trained(train, _test(work), kept, steps, device=work.model.device, screen=work.screen)
     return Judge(extractor(found, work.model.device), found.facts["accuracy"])
 
 

@@ -27,6 +27,8 @@ class Common:
     inception: Path | None = None
     """the 2015 Inception network, inception-2015-12-05.pt; default: $IGEBM_INCEPTION or the data folder. Without it a
     classifier trained on the data serves, and no number is called IS or FID"""
+    classifier_steps: int | None = None
+    """train the data's classifier for no more than these; default: 8 passes over large sets, 30 over small ones"""
     again: bool = False
     """do the experiment although its result is there"""
     json: bool = False
@@ -256,6 +258,9 @@ EXPERIMENTS: dict[str, type] = {
     "finetune": Finetune,
 }
 """by cost, the cheapest first: the order of `igebm eval all`"""
+
+QUICK_CLASSIFIER = 600
+"""--classifier-steps of `igebm eval all --quick`"""
 
 QUICK: dict[str, dict] = {
     "ood": {"n": 1_000},

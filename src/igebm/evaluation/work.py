@@ -22,7 +22,7 @@ from ..model import Model
 from ..runtime import Runtime
 from ..samplers import Kernel
 from ..terminal import Screen, Step
-from .settings import EXPERIMENTS, QUICK, Common, Sampler
+from .settings import EXPERIMENTS, QUICK, QUICK_CLASSIFIER, Common, Sampler
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,8 @@ def run_all(work: Work, quick: bool = False) -> list[str]:
     """Every experiment, the cheapest first: skips what is done, goes on after one fails. Returns the names that
     failed."""
     failed = []
+    if quick and work.asked.classifier_steps is None:
+        work = replace(work, asked=replace(work.asked, classifier_steps=QUICK_CLASSIFIER))
     for name, kind in EXPERIMENTS.items():
         if (work.out / f"{name}.json").exists() and not work.asked.again:
             work.screen.say(f"{name}: done before; --again does it anew")

@@ -33,10 +33,12 @@ def spread(x: np.ndarray, y: np.ndarray) -> float:
     )
 
 
-def judge(m: model.Model, net: Classifier, real: Images, n: int, steps: int, seed: int) -> dict[str, float]:
+def judge(
+    m: model.Model, net: Classifier, real: Images, n: int, steps: int, seed: int, device: torch.device
+) -> dict[str, float]:
     start = time.perf_counter()
     x, y = m.sample(n, steps=steps, seed=seed)
-    p = probabilities(net, x)
+    p = probabilities(net, x, device)
     pick = np.random.default_rng(0).permutation(len(real.x))[: 10 * n]
     some = Images("", real.x[np.sort(pick)], real.y[np.sort(pick)], real.classes)
     few = np.concatenate([np.flatnonzero(some.y == c)[: n // 10] for c in range(len(real.classes))])
@@ -63,10 +65,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     runtime = probe()
-    first = model.load(asked.models[0], dtype=runtime.dtype)
+    first = model.load(asked.models[0])
     train, test = (data.load(first.preset.data, split, data_dir=asked.data_dir) for split in ("train", "test"))
-    net = train_classifier(train, int(asked.epochs * len(train.x) / BATCH) or steps_for(train))
-    p = probabilities(net, test.x)
+    net = train_classifier(train, int(asked.epochs * len(train.x) / BATCH) or steps_for(train), device=runtime.device)
+    p = probabilities(net, test.x, runtime.device)
     judged = {
         "test_accuracy": round(float((p.argmax(1) == test.y).mean()), 4),
         "test_confidence": round(float(p.max(1).mean()), 4),
@@ -74,10 +76,10 @@ def main() -> None:
     print("classifier", judged, flush=True)
     rows = []
     for where in asked.models:
-        m = model.load(where, dtype=runtime.dtype)
+        m = model.load(where, runtime.device, runtime.dtype)
         for steps in asked.steps:
             for seed in range(asked.seeds):
-                row = judge(m, net, train, asked.n, steps or m.preset.sample_steps, seed)
+                row = judge(m, net, train, asked.n, steps or m.preset.sample_steps, seed, runtime.device)
                 rows.append({"model": str(where), "model_step": m.step, "trained_with_seed": m.facts.get("seed")} | row)
                 print(rows[-1], flush=True)
     if asked.json:

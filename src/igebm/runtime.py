@@ -58,7 +58,8 @@ def probe(
     `before` is what a run that is resumed computed with (`Runtime.kept`): on the same kind of device it takes the
     place of
     "auto", so that the numbers go on as they were, except for a dtype that this machine runs at under half speed.
-    Sets torch's thread count. Raises InputError for a device, dtype or compiler that this machine does not have.
+    Sets torch's thread count, and on a GPU that cuDNN tries its algorithms. Raises InputError for a device, dtype or
+    compiler that this machine does not have.
     """
     where, why = _device(device)
     before = before if before is not None and before.get("device") == where.type else None
@@ -66,6 +67,8 @@ def probe(
         threads = threads or min(before["threads"], _threads(0))
     threads = _threads(threads)
     torch.set_num_threads(threads)
+    if where.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # a chain asks for the same few convolutions thousands of times
     if dtype == "auto":
         kind, why_dtype = _fastest_dtype(where, DTYPES[before["dtype"]] if before is not None else None)
     elif dtype in DTYPES:

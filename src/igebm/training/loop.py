@@ -262,7 +262,7 @@ def regression_step(
 
 
 def gradient_norm(net: nn.Module) -> Tensor:
-    return torch.stack([q.grad.norm() for q in net.parameters() if q.grad is not None]).norm()
+    return nn.utils.get_total_norm([q.grad for q in net.parameters() if q.grad is not None])
 
 
 def draw_chains(

@@ -26,30 +26,29 @@ def clip_to_sigmas(optimizer: torch.optim.Adam, variant: str = "paper", sigmas: 
 
     Returns the share of entries that were clipped, a scalar tensor.
     """
-    clipped, total = torch.zeros((), device=optimizer.param_groups[0]["params"][0].device), 0
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            total += p.grad.numel()
-            state = optimizer.state.get(p, {})
-            bound = _bound(state, group["betas"][1], variant, sigmas)
-            if bound is None:
-                continue
-            clipped += (p.grad.abs() > bound).sum()
-            p.grad.copy_(torch.minimum(torch.maximum(p.grad, -bound), bound))
-    return clipped / max(1, total)
+    held = [(p, optimizer.state.get(p, {}), g["betas"][1]) for g in optimizer.param_groups for p in g["params"]]
+    held = [(p.grad, state, beta2) for p, state, beta2 in held if p.grad is not None]
+    if variant == "none" or not held:
+        return torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
+    # All entries as one vector: on a GPU the many small tensors would cost a dozen launches each.
+    g = torch.cat([grad.flatten() for grad, _, _ in held])
+    v = torch.cat([_second_moment(grad, state, beta2, variant).flatten() for grad, state, beta2 in held])
+    b = sigmas * v.sqrt() + 0.1 if variant == "release" else (sigmas * v.sqrt()).masked_fill_(v == 0, torch.inf)
+    bounded = torch.minimum(torch.maximum(g, -b), b)
+    grads = [grad for grad, _, _ in held]
+    pieces = bounded.split([grad.numel() for grad in grads])
+    torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+        grads, [piece.view_as(grad) for piece, grad in zip(pieces, grads, strict=True)]
+    )
+    return (bounded != g).float().mean()
 
 
-def _bound(state: dict, beta2: float, variant: str, sigmas: float) -> Tensor | None:
-    if variant == "none" or (variant == "paper" and not state):
-        return None
+def _second_moment(grad: Tensor, state: dict, beta2: float, variant: str) -> Tensor:
+    """v_{t-1} over 1 - β₂^(t-1), or in the released code over 1 - β₂^t; 0 where no step was taken yet."""
     if not state:
-        return torch.tensor(0.1)
-    v, t = state["exp_avg_sq"], float(state["step"])  # t: steps taken so far
-    if variant == "release":
-        return sigmas * (v / (1 - beta2 ** (t + 1))).sqrt() + 0.1
-    return (sigmas * (v / (1 - beta2**t)).sqrt()).masked_fill_(v == 0, torch.inf)
+        return torch.zeros_like(grad)
+    t = float(state["step"])  # steps taken so far
+    return state["exp_avg_sq"] / (1 - beta2 ** (t + 1 if variant == "release" else t))
 
 
 def warmed_up(lr: float, step: int, warmup: int) -> float:

@@ -112,7 +112,7 @@ def test_digits_in_miniature(tmp_path):
     )
     state = states.start(p, Shape(1, 8, 8, pair.classes), RUNTIME, {})
     train(state, Loader(pair, state.preset.batch), tmp_path, RUNTIME, Watcher())
-    x, y = states.averaged_model(state, RUNTIME).sample(40, steps=150)
+    x, y = states.averaged_model(state, RUNTIME).sample(200, steps=150)
     means = np.stack([pair.x[pair.y == c].astype(float).mean(0) for c in (0, 1)])
     nearest = ((x[:, None].astype(float) - means) ** 2).sum((2, 3, 4)).argmin(1)
     assert (nearest == y).mean() > 0.85

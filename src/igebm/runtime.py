@@ -186,13 +186,13 @@ def _compiled(
             raise InputError(
                 f"--compile graphs: CUDA graphs need a GPU, chains run on the {device.type}; use on or off"
             )
-        return "graphs", "compiled into CUDA graphs as asked"
+        return "graphs", "compiled, launched as CUDA graphs as asked"
     if asked == "on":
         return True, "compiled as asked"
     if before is not None:
         return before, "compiled (as before)" if before else "eager (as before)"
     if device.type == "cuda":
-        return True, "compiled"
+        return "graphs", "compiled, launched as CUDA graphs"
     if torch.cpu._is_amx_tile_supported():
         return True, "compiled (AMX)"
     return False, "eager (compilation gains under 10 % on this kind of CPU)"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..energy import Energy, energy_and_grad
 from .image import ImageEnergy, Tower, encode
-from .layers import ResBlock
+from .layers import ResBlock, conditioned
 
 
 class BlockWeights(NamedTuple):
@@ -82,17 +82,19 @@ def _fold_block(block: ResBlock, unconditional: bool) -> BlockWeights:
 
 def bind(net: ImageEnergy, y: Tensor | None) -> Affines:
     """The gains and biases of `net` for labels y (B,) or latents (B, condition), differentiable in both."""
-    base = next(net.parameters())
-    code = encode(y, net.condition, base.dtype)
-    over = lambda a: a[:, :, None, None]
+    code = encode(y, net.condition, next(net.parameters()).dtype)
+    blocks = [block for tower in _towers(net) for block in _blocks(tower)]
+    gains = [gain for b in blocks for gain in (b.gain1, b.gain2) if gain is not None]
+    gain = (a[:, :, None, None] for a in conditioned(gains, code))
+    bias = (a[:, :, None, None] for a in conditioned([bias for b in blocks for bias in (b.bias1, b.bias2)], code))
     folded = net.condition == 0
     return tuple(
         tuple(
             Affine(
-                None if folded or block.gain1 is None else over(block.gain1(code)),
-                over(block.bias1(code)),
-                None if folded else over(block.gain2(code)),
-                over(block.bias2(code)),
+                gain1=None if folded or block.gain1 is None else next(gain),
+                bias1=next(bias),
+                gain2=None if folded else next(gain),
+                bias2=next(bias),
             )
             for block in _blocks(tower)
         )
@@ -170,6 +172,48 @@ class _ValueAndGrad(torch.autograd.Function):
         return g * grad_e.reshape(-1, *[1] * (g.dim() - 1)), None
 
 
+class Recorded:
+    """E(x) and its gradient as one CUDA graph: a step's hundred small kernels in one launch, which on a GPU costs less
+    time than the processor needs to ask for them one by one. Weights are read where they lie, so they may change."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, affines: Affines, x: Tensor, e: Tensor, g: Tensor):
+        self.graph, self.affines, self.x, self.e, self.g = graph, affines, x, e, g
+        self.bound: Affines | None = None
+
+    def __call__(self, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.x.copy_(x)
+        if self.bound is not affines:  # a chain keeps its labels for all its steps
+            for mine, new in zip(_leaves(self.affines), _leaves(affines), strict=True):
+                mine.copy_(new)
+            self.bound = affines
+        self.graph.replay()
+        # The next replay writes to the same place, and a product asks two energies before it uses either.
+        return self.e.clone(), self.g.clone()
+
+
+def record(
+    value_and_grad: Callable[[Weights, Affines, Tensor], tuple[Tensor, Tensor]],
+    weights: Weights,
+    affines: Affines,
+    x: Tensor,
+) -> Recorded:
+    affines, x, graph = _map(torch.Tensor.clone, affines), x.clone(), torch.cuda.CUDAGraph()
+    with torch.cuda.device(x.device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):  # compile, and let cuDNN choose its algorithms: neither can be recorded
+                value_and_grad(weights, affines, x)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            e, g = value_and_grad(weights, affines, x)
+    return Recorded(graph, affines, x, e, g)
+
+
+MOST_GRAPHS = 4
+"""shapes whose graphs are kept: each holds the memory of a step"""
+
+
 class Twin:
     """The frozen folded copy of `net` that chains run on, in `dtype`, with static storage refreshed in place."""
 
@@ -179,12 +223,10 @@ class Twin:
         self.net, self.dtype = net, dtype
         with torch.no_grad():
             self.weights: Weights = _map(self._stored, fold(net))
-        # fullgraph: an energy whose graph breaks would be slower than the eager one. With CUDA graphs a step's hundred
-        # small kernels are launched as one.
-        mode = "reduce-overhead" if compiled == "graphs" else None
-        compile = lambda f: torch.compile(f, fullgraph=True, dynamic=False, mode=mode)
-        self._graphs = compiled == "graphs"
+        # fullgraph: an energy whose graph breaks would be slower than the eager one.
+        compile = lambda f: torch.compile(f, fullgraph=True, dynamic=False)
         self._value_and_grad = compile(self._traced) if compiled else self._eager
+        self._recorded: dict[tuple, Recorded] | None = {} if compiled == "graphs" else None
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -199,7 +241,7 @@ class Twin:
 
         def E(x: Tensor) -> Tensor:
             if torch.is_grad_enabled() and x.requires_grad:
-                return _ValueAndGrad.apply(x, lambda x: self._kept(*self._value_and_grad(self.weights, affines, x)))
+                return _ValueAndGrad.apply(x, lambda x: self._launched(affines, x))
             with torch.no_grad():
                 return energy(self.net, self.weights, affines, x)
 
@@ -210,9 +252,16 @@ class Twin:
         stopped = lambda y: _map(lambda t: t.to(self.dtype), bind(self.net, y))
         return lambda y: energy(self.net, self.weights, stopped(y), x)
 
-    def _kept(self, e: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """A CUDA graph's results lie where its next run writes: a product asks two energies before it uses either."""
-        return (e.clone(), g.clone()) if self._graphs else (e, g)
+    def _launched(self, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E(x) and its gradient: kernel by kernel, or all at once from the CUDA graph of this shape."""
+        if self._recorded is None or not x.is_cuda:
+            return self._value_and_grad(self.weights, affines, x)
+        key = (x.shape, x.dtype, affines[0][0].bias1.shape)
+        if key not in self._recorded:
+            if len(self._recorded) == MOST_GRAPHS:
+                del self._recorded[next(iter(self._recorded))]
+            self._recorded[key] = record(self._value_and_grad, self.weights, affines, x)
+        return self._recorded[key](affines, x)
 
     def _eager(self, weights: Weights, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
         return energy_and_grad(lambda x: energy(self.net, weights, affines, x), x)

@@ -4,6 +4,7 @@ Nothing here changes state in `forward`: the power iteration is a call of its ow
 iteration, so that looking at an energy never changes it.
 """
 
+# pyright: reportPrivateImportUsage=false
 import math
 from typing import Literal
 
@@ -47,15 +48,7 @@ class SpectralConv2d(nn.Module):
         self.stride, self.zero, self.spectral = stride, zero, spectral
         self.register_buffer("u", F.normalize(torch.randn(c_out), dim=0))
         self.register_buffer("v", F.normalize(torch.randn(c_in * kernel**2), dim=0))
-        self.power_iteration(15)
-
-    @torch.no_grad()
-    def power_iteration(self, n: int = 1) -> None:
-        """v ← Wᵀu / ‖Wᵀu‖;   u ← Wv / ‖Wv‖,   n times."""
-        W = self.weight.flatten(1)
-        for _ in range(n):
-            self.v.copy_(F.normalize(W.T @ self.u, dim=0, eps=1e-30))
-            self.u.copy_(F.normalize(W @ self.v, dim=0, eps=1e-30))
+        power_iteration(self, 15)
 
     def normalised(self) -> Float[Tensor, "o i k k"]:
         """W / σ, or W / max(σ, 1): the weight that is used. Differentiable in W."""
@@ -68,11 +61,22 @@ class SpectralConv2d(nn.Module):
         return F.conv2d(x, self.normalised(), stride=self.stride, padding=(self.weight.shape[-1] - 1) // 2)
 
 
+@torch.no_grad()
 def power_iteration(net: nn.Module, n: int = 1) -> None:
-    """One step (or n) of the power iteration in every spectrally normalised layer of `net`."""
-    for layer in net.modules():
-        if isinstance(layer, SpectralConv2d) and layer.spectral:
-            layer.power_iteration(n)
+    """v ← Wᵀu / ‖Wᵀu‖;   u ← Wv / ‖Wv‖,   n times in every spectrally normalised layer of `net`, all layers at once."""
+    layers = [layer for layer in net.modules() if isinstance(layer, SpectralConv2d) and layer.spectral]
+    if not layers:
+        return
+    Ws, us, vs = [layer.weight.flatten(1) for layer in layers], [q.u for q in layers], [q.v for q in layers]
+    for _ in range(n):
+        torch._foreach_copy_(vs, unit([W.T @ u for W, u in zip(Ws, us, strict=True)]))
+        torch._foreach_copy_(us, unit([W @ v for W, v in zip(Ws, vs, strict=True)]))
+
+
+def unit(vectors: list[Tensor]) -> tuple[Tensor, ...]:
+    """Each over its Euclidean norm."""
+    norms = torch._foreach_clamp_min(torch._foreach_norm(vectors), 1e-30)
+    return torch._foreach_div(vectors, norms)
 
 
 class Conditional(nn.Module):
@@ -92,6 +96,18 @@ class Conditional(nn.Module):
         """(B, condition) -> (B, channels); (1, channels) where there is no condition."""
         a = (self.start + self.base)[None]
         return a if self.weight is None or y is None else a + y @ self.weight
+
+
+def conditioned(modules: list[Conditional], y: Float[Tensor, "b d"] | None) -> tuple[Float[Tensor, "n c"], ...]:
+    """a(y) of each of `modules`, which have one start, by a single matrix product."""
+    if not modules:
+        return ()
+    bases: list[Tensor] = [m.base for m in modules]
+    a = (modules[0].start + torch.cat(bases))[None]
+    weights: list[Tensor] = [m.weight for m in modules if m.weight is not None]
+    if weights and y is not None:
+        a = a + y @ torch.cat(weights, 1)
+    return a.split([len(base) for base in bases], 1)
 
 
 class ResBlock(nn.Module):

@@ -1,6 +1,7 @@
 """Adam as the paper uses it (section 8.2): β = (0, 0.999), and each gradient entry clipped at three standard
 deviations."""
 
+# pyright: reportPrivateImportUsage=false
 import torch
 from torch import Tensor, nn
 
@@ -31,24 +32,22 @@ def clip_to_sigmas(optimizer: torch.optim.Adam, variant: str = "paper", sigmas: 
     if variant == "none" or not held:
         return torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
     # All entries as one vector: on a GPU the many small tensors would cost a dozen launches each.
-    g = torch.cat([grad.flatten() for grad, _, _ in held])
-    v = torch.cat([_second_moment(grad, state, beta2, variant).flatten() for grad, state, beta2 in held])
+    grads = [grad for grad, _, _ in held]
+    g = torch.cat([grad.flatten() for grad in grads])
+    v = torch.cat([v.flatten() for v in _second_moments(held, variant)])
     b = sigmas * v.sqrt() + 0.1 if variant == "release" else (sigmas * v.sqrt()).masked_fill_(v == 0, torch.inf)
     bounded = torch.minimum(torch.maximum(g, -b), b)
-    grads = [grad for grad, _, _ in held]
     pieces = bounded.split([grad.numel() for grad in grads])
-    torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-        grads, [piece.view_as(grad) for piece, grad in zip(pieces, grads, strict=True)]
-    )
+    torch._foreach_copy_(grads, [piece.view_as(grad) for piece, grad in zip(pieces, grads, strict=True)])
     return (bounded != g).float().mean()
 
 
-def _second_moment(grad: Tensor, state: dict, beta2: float, variant: str) -> Tensor:
+def _second_moments(held: list[tuple[Tensor, dict, float]], variant: str) -> tuple[Tensor, ...]:
     """v_{t-1} over 1 - β₂^(t-1), or in the released code over 1 - β₂^t; 0 where no step was taken yet."""
-    if not state:
-        return torch.zeros_like(grad)
-    t = float(state["step"])  # steps taken so far
-    return state["exp_avg_sq"] / (1 - beta2 ** (t + 1 if variant == "release" else t))
+    taken = [float(state["step"]) if state else 0 for _, state, _ in held]
+    vs = [state["exp_avg_sq"] if state else torch.zeros_like(grad) for grad, state, _ in held]
+    t = [n + 1 if variant == "release" else max(n, 1) for n in taken]
+    return torch._foreach_div(vs, [1 - beta2**n for n, (_, _, beta2) in zip(t, held, strict=True)])
 
 
 def warmed_up(lr: float, step: int, warmup: int) -> float:

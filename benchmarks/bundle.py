@@ -23,12 +23,13 @@ def main() -> None:
     parser.add_argument("--snapshot", type=Path)
     parser.add_argument("--note", required=True)
     parser.add_argument("--quality", type=Path)
+    parser.add_argument("--int8", action="store_true", help="kernels in 8 bits: for a network of millions of weights")
     asked = parser.parse_args()
     settings = json.loads((asked.run / "preset.json").read_text())["settings"]
     opened = forecast.load if settings.get("network") == "trajectory" else model.load
     m = opened(asked.snapshot or asked.run)
     target = pretrained.FOLDER / f"{asked.name}.safetensors"
-    model.save(target, m.net, m.preset, m.shape, m.step, m.facts, weights=torch.bfloat16)
+    model.save(target, m.net, m.preset, m.shape, m.step, m.facts, weights=torch.int8 if asked.int8 else torch.bfloat16)
     about = json.loads((asked.run / "preset.json").read_text())
     lines = [json.loads(line) for line in (asked.run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line.get("step", m.step + 1) <= m.step]

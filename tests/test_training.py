@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
@@ -707,3 +708,36 @@ def test_a_signal_that_is_passed_on_counts_once_and_a_later_one_ends(monkeypatch
         now[0] += 1.0
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_kernels_in_eight_bits_are_off_by_half_a_step_at_most(tmp_path):
+    """W = s q: each output channel's largest entry is exact, the others are off by s / 2; gains are in bfloat16."""
+    state, _ = fresh()
+    path = tmp_path / "small.safetensors"
+    model.save(path, state.net, state.preset, state.shape, 0, {}, weights=torch.int8)
+    found = dict(model.load(path).net.named_parameters())
+    for name, w in state.net.named_parameters():
+        if w.dim() == 4:
+            s = w.abs().amax((1, 2, 3), keepdim=True) / 127
+            off = (found[name] - w).abs()
+            assert (off <= 0.5001 * s).all() and off.flatten(1)[
+                range(len(w)), w.abs().flatten(1).argmax(1)
+            ].max() < 1e-6
+        else:
+            assert torch.equal(found[name], w.bfloat16().float())
+    stored = safetensors.torch.load_file(path)
+    assert all(stored[n].dtype == torch.int8 for n, w in state.net.named_parameters() if w.dim() == 4)
+
+
+def test_scales_of_another_shape_are_refused(tmp_path):
+    state, _ = fresh()
+    path = tmp_path / "small.safetensors"
+    model.save(path, state.net, state.preset, state.shape, 0, {}, weights=torch.int8)
+    tensors = safetensors.torch.load_file(path)
+    name = next(name for name in tensors if name.endswith(".int8_scale"))
+    with safetensors.safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["igebm"])
+    del about["about_sha256"]
+    model.write(path, tensors | {name: torch.ones(3, 5)}, about)
+    with pytest.raises(InputError, match="the scales of towers.0.*weight do not fit it"):
+        model.load(path)

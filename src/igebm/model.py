@@ -257,11 +257,15 @@ def save(
 ) -> None:
     """One safetensors file with all that `load` needs: weights, settings, image shape, classes, origin, a checksum.
 
-    `weights` stores the parameters in another dtype (bfloat16 halves the file); buffers stay as they are.
+    `weights` stores the parameters in another dtype: bfloat16 halves the file, int8 halves it again (the kernels of
+    convolutions alone, the rest in bfloat16); buffers stay as they are.
     """
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in net.state_dict().items()}
     for name, p in net.named_parameters():
-        tensors[name] = tensors[name].to(weights or p.dtype)
+        if weights is torch.int8 and p.dim() == 4:
+            tensors |= _quantised(name, tensors[name])
+        else:
+            tensors[name] = tensors[name].to(torch.bfloat16 if weights is torch.int8 else weights or p.dtype)
     about = {
         "igebm": __version__,
         "settings": presets.to_dict(preset),
@@ -341,6 +345,25 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     net.load_state_dict({name: t.to(wanted[name].dtype) for name, t in tensors.items()})
 
 
+SCALE = ".int8_scale"
+
+
+def _quantised(name: str, w: Tensor) -> dict[str, Tensor]:
+    """W ≈ s q with q in -127..127 and one s for each output channel: off by at most s / 2."""
+    s = (w.abs().amax((1, 2, 3), keepdim=True) / 127).clamp_min(torch.finfo(w.dtype).tiny)
+    return {name: (w / s).round().to(torch.int8), name + SCALE: s}
+
+
+def _restored(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors as a network has them: s q where they were stored so."""
+    scales = {name.removesuffix(SCALE): s for name, s in tensors.items() if name.endswith(SCALE)}
+    plain = {name: t for name, t in tensors.items() if not name.endswith(SCALE)}
+    for name, s in scales.items():
+        if name not in plain or s.shape != (*plain[name].shape[:1], 1, 1, 1):
+            raise InputError(f"{path}: the scales of {name} do not fit it")
+    return {name: t * scales[name] if name in scales else t for name, t in plain.items()}
+
+
 def digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes: what tells a flipped bit."""
     h = hashlib.sha256()
@@ -390,7 +413,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise InputError(
                 f"{path} is damaged: its {what} do not match their checksum; use another copy or an earlier snapshot"
             )
-    return tensors, about
+    return _restored(tensors, path), about
 
 
 def _seal(about: dict[str, Any]) -> str:

@@ -203,8 +203,8 @@ class Machine:
     dtype: str = "auto"
     """of the chains: float32 or bfloat16; weights and their updates are float32"""
     compile: str = "auto"
-    """on, off or graphs: compile the chain's step (costs up to a minute once); graphs, the default on a GPU: launch it as
-    one CUDA graph"""
+    """on, off or graphs: compile the chain's step (costs up to a minute once); graphs: launch it as one CUDA graph, the
+    default on a GPU"""
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
 

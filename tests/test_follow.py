@@ -7,6 +7,7 @@ import pytest
 
 from igebm import follow
 from igebm.cli import main
+from igebm.training.run import alone, in_use
 
 
 def run_folder(path: Path, steps: int, slope: float, lr: float) -> Path:
@@ -71,3 +72,44 @@ def test_tensorboard_shows_the_numbers_of_the_log(tmp_path):
         means = [h.histogram_value.sum / 8 for h in found.Histograms(name)]
         key = {"E(x+)": "e_pos", "E(x-)": "e_neg"}[name]
         assert means == pytest.approx([line[key] for line in log[1::2]], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("every", ["nan", "inf", "0", "-1", "1e9"])
+def test_seconds_between_looks_are_seconds(every, tmp_path, capsys):
+    assert main(["watch", str(run_folder(tmp_path / "a", 50, 1.0, 0.1)), "--every", every]) == 2
+    assert "give a number of seconds above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", ['{"settings": []}', '{"settings": {"steps": "abc"}}', "[]", "{", "[" * 100_000])
+def test_settings_that_are_none_are_one_line(settings, tmp_path, capsys):
+    run = run_folder(tmp_path / "a", 50, 1.0, 0.1)
+    (run / "preset.json").write_text(settings)
+    assert main(["watch", str(run)]) == 2 and "is damaged" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_read_is_said(tmp_path, capsys):
+    run = run_folder(tmp_path / "a", 50, 1.0, 0.1)
+    (run / "metrics.jsonl").write_text('{"step": 10, "gap": 1.0}\n{"step": "x"}\n')
+    assert main(["watch", str(run)]) == 0
+    assert "line 2 is cut or damaged" in capsys.readouterr().err
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    assert main(["watch", str(run)]) == 0
+    assert "metrics.jsonl cannot be read" in capsys.readouterr().err
+
+
+def test_compare_looks_at_its_folder_first(tmp_path, capsys):
+    a, b = run_folder(tmp_path / "a", 50, 1.0, 0.1), run_folder(tmp_path / "b", 30, -1.0, 0.2)
+    (tmp_path / "taken").write_text("")
+    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "taken")]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_is_in_use_while_a_process_holds_it(tmp_path):
+    """What ends `watch` on a run that was stopped: the lock that training holds, and that a look at it leaves free."""
+    assert not in_use(tmp_path)
+    with alone(tmp_path):
+        assert in_use(tmp_path)
+    assert not in_use(tmp_path)
+    with alone(tmp_path):
+        pass

@@ -276,3 +276,21 @@ def test_models_of_latents_take_values():
     for label in ([0.2], "half", [[0.1, np.nan]], None):
         with pytest.raises(InputError):
             ebm.energy(x, label)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'"),
+        ({"compiled": "graphs"}, "CUDA graphs need a GPU"),
+        ({"device": "cuda:99"}, "--device cuda:99: th"),
+    ],
+)
+def test_what_this_machine_has_not_is_one_line(options, why):
+    with pytest.raises(InputError, match=why):
+        igebm.load("digits", **options)
+
+
+def test_a_dtype_by_name_is_that_dtype():
+    assert igebm.load("digits", "auto", "bfloat16").model.dtype == torch.bfloat16

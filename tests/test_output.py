@@ -137,7 +137,7 @@ def test_a_number_that_is_not_finite_is_null():
 
 
 PRINTING = {"train", "energy", "presets", "watch", "compare", "infer", "bench", "models", "data list", "data check"}
-PRINTING |= {"eval ood", "eval rollout", "eval concepts", "eval all"}
+PRINTING |= {"baseline", "eval ood", "eval rollout", "eval concepts", "eval all"}
 
 
 @pytest.mark.parametrize("command", sorted(PRINTING))
@@ -243,3 +243,9 @@ def test_libraries_that_read_from_the_hub_draw_no_bar_into_a_file(work, tmp_path
     assert len(splits["train"]) == 3
     told = capfd.readouterr().err
     assert "\r" not in told and "\x1b" not in told and "reading" in told
+
+
+def test_what_is_missing_keeps_its_dots(capfd):
+    """The parser's " ." went, and with it that of " .safetensors"."""
+    assert main(["sample"]) == 2
+    assert "a .safetensors file" in capfd.readouterr().err

@@ -91,12 +91,12 @@ def test_c29_a_card_too_old_to_run_anything(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Old Card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (3, 5))
     monkeypatch.setattr(runtime.torch, "zeros", fail)
-    where, why = runtime._device("auto")
+    where, why = runtime.choose_device("auto")
     assert where.type == "cpu" and "Old Card, capability 3.5: no kernel image" in why
     with pytest.raises(InputError, match="--device cuda: Old Card, capability 3.5: no kernel image .*--device cpu"):
-        runtime._device("cuda")
+        runtime.choose_device("cuda")
     with pytest.raises(InputError, match="there are 1 CUDA devices"):
-        runtime._device("cuda:1")
+        runtime.choose_device("cuda:1")
 
 
 @pytest.mark.parametrize("threads", [-1, 100_000, 10**30])

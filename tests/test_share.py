@@ -299,6 +299,7 @@ def test_without_a_network_it_is_one_line_at_once(away, run_folder, world, capsy
         (["push", "RUN", "a/b/c"], "no name on the hub"),
         (["push", "RUN", "alice/x@main"], "leave out @main"),
         (["push", "RUN", "RUN/"], "the model's own folder"),
+        (["push", "RUN", "out/", "--public"], "--public is for a repository on the hub"),
         (["push", "RUN", "out/", "--licence", "My Own!"], "give a short name as the hub has them"),
         (["push", "RUN", "out/", "--picture", "none.png"], "no picture none.png"),
         (["push", "digit", "out/"], "did you mean digits"),
@@ -328,3 +329,32 @@ def test_names_on_the_hub(spec):
 def test_no_names_on_the_hub(spec):
     with pytest.raises(InputError, match="no name on the hub"):
         hub.parse(spec)
+
+
+def test_a_place_that_takes_no_files_is_refused_before_a_picture_is_drawn(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(share, "picture_of", lambda *_: pytest.fail("drew a picture"))
+    Path("taken").write_text("")
+    said = refused(capsys, "push", str(run_folder), "taken/")
+    assert "cannot write to the folder taken" in said and "--out" not in said
+
+
+def test_a_tilde_is_home(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", str(run_folder), "~/models/tiny", *FAST]) == 0
+    assert (tmp_path / "home" / "models" / "tiny" / "model.safetensors").is_file() and not Path("~").exists()
+
+
+def test_serve_fetches_from_the_hub_before_it_keeps_from_the_network(run_folder, world, capsys, monkeypatch):
+    """It said that HF_HUB_OFFLINE was set, which it had set itself."""
+    from igebm.web import server
+
+    assert main(["push", str(run_folder), "alice/tiny", *FAST]) == 0
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    seen = []
+    monkeypatch.setattr(server, "alone", lambda *_: seen.append(hub.model_file("hf:alice/tiny")))
+    monkeypatch.setattr(server, "open_model", lambda *_: (_ for _ in ()).throw(InputError("far enough")))
+    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
+    assert "far enough" in refused(capsys, "serve", "hf:alice/tiny", "--port", "0")
+    assert seen[0].is_file() and any("model.safetensors" in asked for asked in map(str, world.asked))

@@ -233,7 +233,7 @@ class Infer:
 
     machine: OmitArgPrefixes[Machine]
     model: Positional[str]
-    """a run folder, a .safetensors file or a name of `igebm models`, conditional on latents or classes"""
+    """conditional on latents or classes: a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
     image: Positional[Path]
     """a picture, brought to the model's size"""
     n: int = 256
@@ -260,7 +260,7 @@ class Serve:
 
     machine: OmitArgPrefixes[Machine]
     models: Positional[tuple[str, ...]] = ()
-    """run folders, .safetensors files or names of `igebm models`; default: all bundled models"""
+    """run folders, .safetensors files, names of `igebm models`, or hf:owner/name; default: all bundled models"""
     host: str = "127.0.0.1"
     """where to listen; any other than this machine alone needs a password: $IGEBM_PASSWORD, or asked for"""
     port: int = 7860
@@ -330,6 +330,8 @@ class BaselineOf:
     """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
     skip_bad: bool = False
     """leave out images that cannot be read, instead of refusing the folder"""
+    json: bool = False
+    """what came of it to stdout, instead of the folder's name"""
 
 
 @dataclass(frozen=True)
@@ -710,11 +712,11 @@ def baseline(args: list[str]) -> int:
     else:
         again = lambda had: ask(replace(had, minutes=0.0)).settings  # a time limit was for the session it was given to
         trained, outcome, folder = resume(kind, asked.resume, again, machine, asked.data_dir, asked.skip_bad)
-    return _baseline_ended(trained, outcome, folder)
+    return _baseline_ended(trained, outcome, folder, asked.json)
 
 
-def _baseline_ended(trained: Any, outcome: Any, folder: Path) -> int:
-    from .terminal import clock, say
+def _baseline_ended(trained: Any, outcome: Any, folder: Path, as_json: bool) -> int:
+    from .terminal import clock, result, say
 
     if outcome.reason == "interrupted":
         go_on = f"igebm baseline {trained.kind} --resume {folder}"
@@ -722,7 +724,8 @@ def _baseline_ended(trained: Any, outcome: Any, folder: Path) -> int:
         return 130
     bits = ", ".join(f"{b:.3f} on {split}" for split, b in trained.facts["bits_per_dim"].items() if b is not None)
     say(f"step {outcome.step} after {clock(trained.facts['seconds'])}; bits per dimension: {bits}")
-    print(folder)
+    found = {"folder": folder, "baseline": trained.kind, "step": outcome.step, "seconds": trained.facts["seconds"]}
+    result(found | {"bits_per_dim": trained.facts["bits_per_dim"]}, as_json, lambda: str(folder))
     return 0
 
 
@@ -875,7 +878,7 @@ def one_line(panel: str) -> str:
     lines = [line.strip("│ ") for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
     parts = [part.split("\n") for part in re.split(r"\n[─-]{5,}\n", "\n".join(lines))]
     parts = parts if "╭" in panel else parts[1:]
-    said = " ".join(parts[0]).replace(" .", "").removeprefix("Error parsing settings: ").strip()
+    said = re.sub(r" \.(?= |$)", "", " ".join(parts[0])).removeprefix("Error parsing settings: ").strip()
     if re.search(r"float: '-?\d*,\d+'", said):
         said += " (write decimals with a dot)"
     meant = [

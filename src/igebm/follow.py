@@ -14,17 +14,19 @@ from . import presets, terminal
 from .errors import InputError
 from .files import writable_folder, write_json
 from .report.found import Log, read_log
+from .training.run import in_use
 
 SHOWN = ("e_pos", "e_neg", "gap", "gradient", "chain_gradient", "clipped_chain", "clipped_weights", "saturated", "loss")
 """what is drawn, as far as a run has it"""
+DAY = 86_400.0
 BARS = "▁▂▃▄▅▆▇█"
 
 
 def watch(folder: Path, every: float, once: bool, as_json: bool = False) -> None:
-    """Print a run's state, anew each `every` seconds until it is done; once where stdout is no terminal, and as
+    """Print a run's state, anew each `every` seconds until it is over; once where stdout is no terminal, and as
     JSON."""
-    if every <= 0:
-        raise InputError(f"--every {every:g}: give a number of seconds above 0")
+    if not 0 < every <= DAY:
+        raise InputError(f"--every {every:g}: give a number of seconds above 0, a day at most")
     settings = settings_of(folder)
     if once or as_json or not sys.stdout.isatty():
         log = read(folder)
@@ -37,7 +39,8 @@ def watch(folder: Path, every: float, once: bool, as_json: bool = False) -> None
         while True:
             log = read(folder)
             live.update(Text("\n".join(screen(folder, settings, log))), refresh=True)
-            if log.entries and log.entries[-1]["step"] >= settings.get("steps", math.inf):
+            # A run that was stopped, or ended by its minutes, is over as well.
+            if log.entries and (log.entries[-1]["step"] >= settings.get("steps", math.inf) or not in_use(folder)):
                 return
             time.sleep(every)
 
@@ -47,13 +50,21 @@ def settings_of(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} is no run folder (it has no preset.json); give one that igebm train has made")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
-    except (ValueError, KeyError, TypeError) as error:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error})") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("steps", 0), int):
+        raise InputError(f"{path} is damaged: its settings are no settings")
+    return settings
 
 
 def read(folder: Path) -> Log:
-    return read_log(folder / "metrics.jsonl", [])
+    """The log, and to stderr what is wrong with it."""
+    troubles: list[str] = []
+    log = read_log(folder / "metrics.jsonl", troubles)
+    for trouble in troubles if log.entries or (folder / "metrics.jsonl").exists() else ():
+        terminal.say(f"{folder}: {trouble}")
+    return log
 
 
 def screen(folder: Path, settings: dict[str, Any], log: Log) -> list[str]:
@@ -121,8 +132,8 @@ def compare(folders: list[Path], out: Path, as_json: bool) -> None:
         other = [{"": f} | dict(zip(map(str, folders), v, strict=True)) for f, v in differing.items()]
         return f"{terminal.table(rows)}\n\nsettings that differ:\n{terminal.table(other)}"
 
-    terminal.result({"runs": rows, "differing": differing}, as_json, text)
     writable_folder(out)
+    terminal.result({"runs": rows, "differing": differing}, as_json, text)
     write_json(out / "compare.json", {"runs": rows, "differing": differing})
     draw(folders, logs, out)
     terminal.say(f"curves in {out / 'compare.png'}")

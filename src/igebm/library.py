@@ -33,12 +33,13 @@ from . import model
 from .data import quantise
 from .data.decode import converted
 from .energy import Energy
-from .errors import Fault, InputError, within
+from .errors import Fault, InputError, unknown, within
 from .evaluation.masks import RULE, read_mask
 from .evaluation.restoration import KINDS
 from .model import Model, Progress
 from .ranks import batches
 from .report.plots import grid
+from .runtime import DTYPES, choose_device
 from .samplers import Kernel, masked, run
 
 MOST = 10_000_000
@@ -50,16 +51,24 @@ silent: Progress = lambda done, total: None
 def load(
     where: str | Path,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     compiled: bool | Literal["graphs"] = False,
 ) -> "EBM":
     """The model of a run folder, a .safetensors file, a bundled name (`igebm models`) or hf:owner/name.
 
-    Its chains run on `device` in `dtype` (bfloat16 is faster on GPUs and on CPUs with units for it), compiled where
-    that is asked for. Nothing in the file is executed. Raises InputError where there is none, or where it is foreign,
-    damaged or a model of something else than images.
+    Its chains run on `device` ("cpu", "cuda", "cuda:1"; "auto": a GPU where there is one) in `dtype` (bfloat16 is
+    faster on GPUs and on CPUs with units for it), compiled where that is asked for (on a GPU "graphs" is fastest).
+    Nothing in the file is executed. Raises InputError where there is none, or where it is foreign, damaged or a model
+    of something else than images; and for a device or dtype that is not there.
     """
-    return EBM(model.load(where, device, dtype, compiled))
+    at, _ = choose_device(str(device))
+    if not isinstance(dtype, torch.dtype):
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        dtype = DTYPES[dtype]
+    if compiled == "graphs" and at.type != "cuda":
+        raise InputError(f"CUDA graphs need a GPU, chains run on the {at.type}; give compiled=True or False")
+    return EBM(model.load(where, at, dtype, compiled))
 
 
 @dataclass(frozen=True, repr=False)

@@ -61,7 +61,7 @@ def probe(
     Sets torch's thread count, and on a GPU that cuDNN tries its algorithms. Raises InputError for a device, dtype or
     compiler that this machine does not have.
     """
-    where, why = _device(device)
+    where, why = choose_device(device)
     before = before if before is not None and before.get("device") == where.type else None
     if before is not None:
         threads = threads or min(before["threads"], _threads(0))
@@ -79,7 +79,8 @@ def probe(
     return Runtime(where, kind, compiled, threads, "; ".join([why, why_dtype, why_compile, f"{threads} threads"]))
 
 
-def _device(asked: str) -> tuple[torch.device, str]:
+def choose_device(asked: str) -> tuple[torch.device, str]:
+    """The device that `asked` names (auto, cpu, cuda, cuda:N), and why. Raises InputError where there is none such."""
     if asked == "auto":
         if torch.cuda.is_available():
             # Of several processes on one machine each takes its own.

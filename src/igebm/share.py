@@ -42,7 +42,9 @@ def push(asked) -> str:
         raise InputError(
             f"--licence {asked.licence!r}: give a short name as the hub has them, such as mit or apache-2.0"
         )
-    folder = Path(asked.to) if is_folder(asked.to, asked.to_folder) else None
+    folder = Path(asked.to).expanduser() if is_folder(asked.to, asked.to_folder) else None
+    if folder and asked.public:
+        raise InputError(f"--public is for a repository on the hub, and {asked.to} is a folder")
     at = None if folder else hub.parse(asked.to)
     if at and at.revision:
         raise InputError(f"{asked.to}: leave out @{at.revision}; igebm push writes to the repository's main branch")
@@ -52,6 +54,8 @@ def push(asked) -> str:
         raise InputError(f"{folder} is the model's own folder; give another, or owner/name")
     if folder is None:
         hub.ready_to_push()
+    elif asked.picture is None:  # else drawing one takes its time
+        writable_folder(folder, "give another")
     data = about["settings"].get("data", "")
     if Path(data).is_absolute():
         terminal.say(f"the weights and preset.json say where the data were on this machine: {shown(data)}")
@@ -59,7 +63,9 @@ def push(asked) -> str:
     name = model.called(asked.model) if asked.model.startswith("hf:") else name
     picture = picture_of(asked, about, path)
     if folder:
-        write_tree(writable_folder(folder), asked, name, folder.resolve().name, path, tensors, about, picture)
+        write_tree(
+            writable_folder(folder, "give another"), asked, name, folder.resolve().name, path, tensors, about, picture
+        )
         return str(folder)
     assert at is not None
     with tempfile.TemporaryDirectory(prefix="igebm-push-") as made:

@@ -182,6 +182,20 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, old)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process trains in this run folder, as far as its lock tells; True where there are no locks."""
+    try:
+        import fcntl
+
+        with open(folder / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return False
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """One process a run folder (of several at one job, the first). The lock goes with the process, however it ends;

@@ -11,7 +11,7 @@ import time
 import warnings
 from getpass import getpass
 
-from .. import pretrained, terminal
+from .. import hub, pretrained, terminal
 from ..errors import InputError
 from ..inputs import open_model
 from ..model import Model
@@ -28,6 +28,9 @@ def serve(asked) -> None:
     port = free_port(asked.host, asked.port)
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that the folder goes, too
+    for where in asked.models:
+        if where.startswith("hf:"):
+            hub.model_file(where)  # fetched while the network may still be asked
     with tempfile.TemporaryDirectory(prefix="igebm-", ignore_cleanup_errors=True) as folder:
         alone(asked.host, folder)
         models: dict[str, Model] = {}
@@ -66,6 +69,8 @@ def alone(host: str, folder: str) -> None:
         "GRADIO_SHARE": "False",
         "GRADIO_MCP_SERVER": "False",
     }
+    if "huggingface_hub.constants" in sys.modules:  # imported to fetch a model, so that it has read the old setting
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", "::1", host]))
 

@@ -233,7 +233,7 @@ class Infer:
 
     machine: OmitArgPrefixes[Machine]
     model: Positional[str]
-    """conditional on latents or classes: a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
+    """conditional on latents or classes: a run folder, a .safetensors file, a bundled model, or hf:owner/name"""
     image: Positional[Path]
     """a picture, brought to the model's size"""
     n: int = 256

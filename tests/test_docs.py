@@ -252,6 +252,27 @@ def test_numbers_on_the_paper_are_those_of_the_files():
         assert said in page, said
 
 
+def test_numbers_on_cifar10_are_those_of_the_files():
+    """README's table of the two bundled models, row by row."""
+    page = (HERE / "README.md").read_text()
+    columns = []
+    for folder in ("cifar10-cond-small-evaluation", "cifar10-cond-evaluation"):
+        files = (HERE / "results" / folder).glob("*.json")
+        of = {path.stem: json.loads(path.read_text())["numbers"] for path in files}
+        auroc, restored, crossed = of["ood"]["auroc"], of["restoration"], of["cross-class"]["by_classifier"]
+        column = [f"{auroc[name]['auroc']:.2f}" for name in ("dtd", "constant", "uniform", "interpolation", "cifar100")]
+        for kind in ("inpaint", "salt-pepper"):
+            squares = restored[kind]["mse_damaged_pixels"]
+            column.append(f"{squares['before']['mean']:.3f}, {squares['after']['mean']:.3f}")
+        before, after = crossed["target_before"], crossed["target"]
+        columns.append([*column, f"{before['share']:.2f}, {after['share']:.2f} ± {after['se']:.2f}"])
+    start = page.index("| | `cifar10-cond-small` | `cifar10-cond` | paper |")
+    rows = page[start : page.index("\n\n", start)].splitlines()[2:]
+    assert [[cell.strip() for cell in row.split("|")[2:4]] for row in rows] == [
+        list(pair) for pair in zip(*columns, strict=True)
+    ]
+
+
 def test_numbers_on_sick_runs_are_the_last_of_their_logs():
     page = (HERE / "docs" / "divergence.md").read_text()
     for sick in json.loads((HERE / "results" / "sick-runs.json").read_text())["runs"]:

@@ -158,3 +158,15 @@ def test_other_files_are_refused(tmp_path):
     refused(tmp_path / "d.npz", "no time series", "it has: y")
     np.savez(tmp_path / "e.npz", x=X, features=np.array(["one"]))
     refused(tmp_path / "e.npz", "2 features and the names one")
+
+
+@pytest.mark.parametrize("there", ["spéed", "bé"])
+def test_parquet_names_and_cells_that_are_no_utf8_are_refused(there, tmp_path):
+    """A damaged byte in a column's name, or in a series' name, is found only when it is looked at."""
+    columns = {"series": ["bé", "bé", "bé"], "step": [0, 1, 2], "spéed": [0.5, 1.0, 2.0]}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), path, compression="none", store_schema=False)
+    whole = path.read_bytes()
+    assert there.encode() in whole
+    path.write_bytes(whole.replace(there.encode(), there.encode().replace(b"\xa9", b"(")))
+    refused(path, "is not a Parquet file that can be read, or it is damaged")

@@ -136,10 +136,12 @@ def _parquet(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[
 
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        head = table.column_names  # names and cells are decoded here, and may be no UTF-8
+        cells = table.column("series").to_pylist() if head.count("series") == 1 else []
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{where} is not a Parquet file that can be read, or it is damaged: {reason}") from None
-    names, _, _ = _columns(table.column_names, where)
+    names, _, _ = _columns(head, where)
     for name in (*KEYS, *names):
         kind, nulls = table.schema.field(name).type, table.column(name).null_count
         number = pa.types.is_integer(kind) or (name not in KEYS and pa.types.is_floating(kind))
@@ -149,7 +151,7 @@ def _parquet(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[
             raise InputError(
                 f"{where}: column {name} holds {kind} where {'whole ' * (name == 'step')}numbers are wanted"
             )
-    ids = np.array([str(v) for v in table.column("series").to_pylist()])
+    ids = np.array([str(v) for v in cells])
     columns = [table.column(name).to_numpy().astype(np.float64) for name in names]
     rows = np.stack(columns, 1) if len(table) else np.empty((0, len(names)))
     x, series = _stacked(ids, table.column("step").to_numpy().astype(np.int64), rows, where)

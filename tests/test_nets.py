@@ -4,16 +4,18 @@ counts them."""
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from igebm import presets
+from igebm.data.dsprites import CONDITIONS
 from igebm.energy import energy_and_grad, given
 from igebm.errors import InputError
 from igebm.model import Shape, build_net
 from igebm.nets.fold import Twin, attached, fold, frozen, pooled
-from igebm.nets.image import ImageEnergy, least_weights
+from igebm.nets.image import ImageEnergy, encode, least_weights
 from igebm.nets.layers import Conditional, ResBlock, SpectralConv2d, power_iteration
 from igebm.nets.trajectory import TrajectoryEnergy
 from igebm.presets import parse_blocks
@@ -260,6 +262,37 @@ def test_continuous_and_class_conditions_agree():
     latent = torch.zeros(4, 10, dtype=torch.float64)
     latent[[0, 1, 3], [0, 3, 9]] = 1
     assert torch.allclose(n(x, Y), n(x, latent))
+
+
+def test_harmonics_of_an_angle():
+    """cos kθ and sin kθ by NumPy; an energy whose weights are of the fourth alone is the same each quarter turn, and of
+    harmonics 1 it is the network of the angle itself."""
+    angle = torch.linspace(-3, 3, 4, dtype=torch.float64)
+    y = torch.stack([angle.cos(), angle.sin()], 1)
+    k = np.arange(1, 5)
+    want = np.stack([np.cos(angle.numpy()[:, None] * k), np.sin(angle.numpy()[:, None] * k)], 2).reshape(4, 8)
+    assert np.allclose(encode(y, 2, torch.float64, harmonics=4), want, atol=1e-14)
+
+    n, x = net(2, harmonics=4), torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    turned = torch.stack([-angle.sin(), angle.cos()], 1)
+    assert not torch.allclose(n(x, y), n(x, turned))
+    with torch.no_grad():
+        for module in n.modules():
+            if isinstance(module, Conditional) and module.weight is not None:
+                module.weight[:6] = 0
+    assert n(x, y).std() > 0 and torch.allclose(n(x, y), n(x, turned))
+    assert torch.allclose(Twin(n, torch.float64).given(y)(x), n(x, y))
+
+    plain, one = net(2), ImageEnergy(3, 8, parse_blocks("1d 1 2d 2"), 2, harmonics=1).double()
+    one.load_state_dict(plain.state_dict())
+    assert torch.equal(one(x, y), plain(x, y))
+
+
+def test_harmonics_are_of_angles_alone():
+    with pytest.raises(InputError, match="--harmonics 4: only an angle has them"):
+        build_net(
+            replace(presets.named("dsprites-position"), harmonics=4), Shape(1, 32, 32, (), CONDITIONS["position"])
+        )
 
 
 def test_zero_start_block_is_its_skip():

@@ -58,6 +58,9 @@ class Preset:
     """one more ReLU before the sum pooling (released code)"""
     pooling: Literal["sum", "none"] = "sum"
     """before the dense layer: the sum over the image; none: a weight for each place (the released code's sprites)"""
+    harmonics: int = 1
+    """of an angle as the condition: cos and sin of the angle and of its multiples up to this one (a square looks alike
+    each quarter turn: 4); 1: the angle alone, as in the paper"""
     dropout: float = 0.0
     """after each block's first activation, in the chain too (released large net: 0.5)"""
     scales: int = 1
@@ -215,6 +218,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "width": (1, 4096),
     "dropout": (0, 0.95),
     "scales": (1, 4),
+    "harmonics": (1, 64),
     "chain_steps": (1, 100_000),
     "step_size": (0, math.inf),
     "noise": (0, math.inf),

@@ -82,7 +82,7 @@ def _fold_block(block: ResBlock, unconditional: bool) -> BlockWeights:
 
 def bind(net: ImageEnergy, y: Tensor | None) -> Affines:
     """The gains and biases of `net` for labels y (B,) or latents (B, condition), differentiable in both."""
-    code = encode(y, net.condition, next(net.parameters()).dtype)
+    code = encode(y, net.condition, next(net.parameters()).dtype, net.harmonics)
     blocks = [block for tower in _towers(net) for block in _blocks(tower)]
     gains = [gain for b in blocks for gain in (b.gain1, b.gain2) if gain is not None]
     gain = (a[:, :, None, None] for a in conditioned(gains, code))

@@ -63,7 +63,8 @@ class ImageEnergy(nn.Module):
     unlabelled, (B, condition) real-valued latents, or None. With `scales` = s, the energies of s towers at full,
     half, ...
     resolution are summed. With `flat` = (H, W), the size of all images, the dense layers have a weight for each place
-    instead of summing over places. Returns (B,).
+    instead of summing over places. With `harmonics` = k, y is the (cos, sin) of an angle and is taken with its
+    multiples up to the k-th. Returns (B,).
     """
 
     def __init__(
@@ -82,17 +83,18 @@ class ImageEnergy(nn.Module):
         dropout: float = 0.0,
         scales: int = 1,
         flat: tuple[int, int] | None = None,
+        harmonics: int = 1,
         spectral: bool = True,
         init: str = "he",
     ):
         super().__init__()
-        self.condition = condition
+        self.condition, self.harmonics = condition, harmonics
         self.towers = nn.ModuleList(
             Tower(
                 channels,
                 width,
                 blocks,
-                condition,
+                condition * harmonics,
                 stem,
                 head_relu,
                 stem_bias,
@@ -109,7 +111,7 @@ class ImageEnergy(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c h w"], y: Tensor | None = None) -> Float[Tensor, "b"]:
-        y = encode(y, self.condition, x.dtype)
+        y = encode(y, self.condition, x.dtype, self.harmonics)
         e = self.towers[0](x, y)
         for tower in self.towers[1:]:
             x = F.avg_pool2d(x, 2)
@@ -119,7 +121,7 @@ class ImageEnergy(nn.Module):
     def features(self, x: Float[Tensor, "b c h w"], y: Tensor | None = None) -> Float[Tensor, "b f"]:
         """What the last layers see, tower beside tower: E is their dense layers on it, and a classifier can be another
         (Table 1). f is `scales` times the channels of the last block; y None is the neutral condition."""
-        y = encode(y, self.condition, x.dtype)
+        y = encode(y, self.condition, x.dtype, self.harmonics)
         found = []
         for s, tower in enumerate(self.towers):
             x = F.avg_pool2d(x, 2) if s else x
@@ -127,14 +129,21 @@ class ImageEnergy(nn.Module):
         return torch.cat(found, 1)
 
 
-def encode(y: Tensor | None, condition: int, dtype: torch.dtype) -> Float[Tensor, "b d"] | None:
-    """Class labels (B,) as one-hot rows (B, condition), a row of zeros for label -1; latents (B, condition) as they
-    are."""
+def encode(y: Tensor | None, condition: int, dtype: torch.dtype, harmonics: int = 1) -> Float[Tensor, "b d"] | None:
+    """What gains and biases are linear in: class labels (B,) as one-hot rows (B, condition), a row of zeros for label
+    -1; latents (B, condition) as they are, an angle's (cos, sin) followed by its `harmonics`."""
     if y is None or not condition:
         return None
     if y.is_floating_point():
-        return y.to(dtype)
+        return circular(y.to(dtype), harmonics) if harmonics > 1 else y.to(dtype)
     return (y[:, None] == torch.arange(condition, device=y.device)).to(dtype)
+
+
+def circular(y: Float[Tensor, "b 2"], n: int) -> Float[Tensor, "b d"]:
+    """(cos θ, sin θ) -> (cos kθ, sin kθ) for k = 1..n: the powers of the complex number cos θ + i sin θ."""
+    z = torch.view_as_complex(y.to(torch.promote_types(y.dtype, torch.float32)).contiguous())
+    powers = z[:, None].expand(-1, n).cumprod(1)  # (b, n)
+    return torch.view_as_real(powers).flatten(1).to(y.dtype)
 
 
 def smallest_image(blocks: list[tuple[int, bool]], stem: str, scales: int) -> int:

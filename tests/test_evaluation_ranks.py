@@ -27,7 +27,7 @@ def evaluate(name, out, processes):
         [sys.executable, *launch, *args], capture_output=True, text=True, env=environment, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(out)  # printed once
+    assert done.stdout.count(f"folder: {out}\n") == 1 and done.stdout.endswith(f"folder: {out}\n")
     return json.loads((out / f"{name}.json").read_text())
 
 

@@ -153,8 +153,6 @@ def test_every_command_that_prints_a_table_takes_json(command, capfd):
 LINES = {
     "sample {run} --n 2 --steps 2 --out {out} SMALL": "{out}",
     "compose {run}=3 --n 2 --steps 2 --out {out} SMALL": "{out}",
-    "infer {run} {work}/seven.png --out {out} SMALL": "{out}",
-    "eval ood {run} --n 20 --against uniform --out {out} SMALL": "{out}",
     "report {run} --out {out}/r.html": "{out}/r.html",
     "train --steps 2 --out {out} TINY": "{out}",
 }
@@ -168,6 +166,9 @@ TABLES = {
     "energy {run} digits SMALL": ("index,label,energy", 360),
     "watch {run}": ("{run}: step 2 of 2", None),
     "compare {run} {run} --out {out}": ("run  ", None),
+    "infer {run} {work}/seven.png --out {out} SMALL": ("least: ", 13),  # ten energies under a heading, and the folder
+    "eval ood {run} --n 20 --against uniform --out {out} SMALL": ("numbers:\n", None),
+    "eval trajectory {run} --n 2 --steps 3 --out {out} SMALL": ("numbers:\n", None),
     "eval": ("usage: igebm eval", None),
     "--help": ("igebm ", None),
     "--version": ("igebm ", 1),
@@ -203,6 +204,24 @@ def test_stdout_is_the_table_alone(text, work, tmp_path, capfd, monkeypatch):
     shown, _ = printed(text, work, tmp_path / "o", capfd, monkeypatch)
     assert shown.startswith(head.format(run=work / "run")) and shown.endswith("\n") and not shown.endswith("\n\n")
     assert lines is None or shown.count("\n") == lines
+
+
+@pytest.mark.parametrize("words", ["ood --n 20 --against uniform", "trajectory --n 2 --steps 3"])
+def test_an_evaluation_prints_its_numbers_and_where_the_rest_lies(words, work, tmp_path, capfd, monkeypatch):
+    """What a person reads on stdout is what the file holds, and its last line leads to the file."""
+    name, *options = words.split()
+    text = f"eval {name} {{run}} --out {{out}} {' '.join(options)} SMALL"
+    shown, _ = printed(text, work, tmp_path, capfd, monkeypatch)
+    assert shown.splitlines()[-1] == f"folder: {tmp_path}"
+    about = json.loads((tmp_path / f"{name}.json").read_text())
+    found = numbers_in(about["numbers"])
+    assert found and all(f"{key}: {value}" in shown or f"{key} {value}" in shown for key, value in found)
+
+
+def numbers_in(value: dict) -> list[tuple[str, float]]:
+    """Every number of nested tables, with its name."""
+    tables = [v for v in value.values() if isinstance(v, dict)]
+    return [(k, v) for k, v in value.items() if isinstance(v, float)] + [pair for t in tables for pair in numbers_in(t)]
 
 
 @pytest.mark.parametrize("words", ["train --nope", "sample", "presets --jsn", "eval nope", "nope", "data check /none"])

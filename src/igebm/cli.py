@@ -178,7 +178,7 @@ class RolloutOf:
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
     json: bool = False
-    """rollout.json to stdout, instead of the folder's name"""
+    """rollout.json to stdout, instead of its numbers as text"""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class ConceptsOf:
     batch: int = 128
     """chains at a time"""
     json: bool = False
-    """concepts.json to stdout, instead of the folder's name"""
+    """concepts.json to stdout, instead of its numbers as text"""
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class Infer:
     out: Path | None = None
     """folder; default: inferred/IMAGE"""
     json: bool = False
-    """infer.json to stdout, instead of the folder's name"""
+    """infer.json to stdout, instead of its numbers as text"""
 
 
 @dataclass(frozen=True)
@@ -667,8 +667,7 @@ def infer(args: list[str]) -> int:
     asked = parse(Infer, "infer", args)
     from .concepts import infer as run
 
-    out, found = run(asked)
-    terminal.result(found, asked.json, lambda: str(out))
+    run(asked)
     return 0
 
 

@@ -174,7 +174,7 @@ def check(asked) -> None:
 
 
 def evaluate(name: str, asked) -> int:
-    """`igebm eval`: one experiment, or all; the folder with the results is printed."""
+    """`igebm eval`: one experiment, or all; its numbers are printed, then the folder with the rest."""
     within("--batch", asked.common.batch, 1, MOST)
     within("--seed", asked.common.seed, 0, 2**31 - 1)
     if asked.common.classifier_steps is not None:
@@ -192,11 +192,10 @@ def evaluate(name: str, asked) -> int:
         else:
             failed = []
             found = run_one(work, name, asked.options)
-            if work.first and not asked.common.json:
-                for line in terminal.pretty(shortened(found["numbers"])):
-                    terminal.say(line)
         if work.first:
-            terminal.result(found, asked.common.json, lambda: str(out))
+            every = found if name == "all" else {"numbers": found}
+            shown = {k: shortened(about.get("numbers", about)) for k, about in every.items()}
+            terminal.result(found, asked.common.json, lambda: "\n".join([*terminal.pretty(shown), f"folder: {out}"]))
     return 1 if failed else 0
 
 
@@ -237,9 +236,7 @@ def rollout(asked) -> int:
         | {f"mse {h}": v for h, v in zip(row["horizons"], row["mse"], strict=True)}
         for kind, row in found["kinds"].items()
     ]
-    if not asked.json:
-        terminal.say(terminal.table(rows))
-    terminal.result(about, asked.json, lambda: str(out))
+    terminal.result(about, asked.json, lambda: f"{terminal.table(rows)}\nfolder: {out}")
     return 0
 
 
@@ -260,7 +257,6 @@ def concepts(asked) -> int:
     seconds = time.perf_counter() - start
     about = record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], seconds)
     rows = [{"models": row["models"], "of": " + ".join(row["factors"])} | row["errors"] for row in found["rows"]]
-    if not asked.json:
-        terminal.say(terminal.table(list(reversed(rows)) + [{"models": 0, "of": "blind guess"} | found["blind"]]))
-    terminal.result(about, asked.json, lambda: str(out))
+    rows = list(reversed(rows)) + [{"models": 0, "of": "blind guess"} | found["blind"]]
+    terminal.result(about, asked.json, lambda: f"{terminal.table(rows)}\nfolder: {out}")
     return 0

@@ -95,8 +95,9 @@ def energies_of(parsed: list[Term], models: dict[str, Model], n: int) -> list:
     return [terms.function(t.source) if t.custom else terms.bound(t, models[t.source], n) for t in parsed]
 
 
-def infer(asked) -> tuple[Path, dict]:
-    """`igebm infer`: infer.json with mean and spread of each latent, latents.npy with every chain's end, infer.png."""
+def infer(asked) -> None:
+    """`igebm infer`: infer.json with mean and spread of each latent, latents.npy with every chain's end, infer.png; the
+    numbers are printed, then the folder."""
     start = time.perf_counter()
     if asked.n < 1 or asked.steps < 1:
         raise InputError(f"--n {asked.n} --steps {asked.steps}: give at least 1 of each")
@@ -110,9 +111,7 @@ def infer(asked) -> tuple[Path, dict]:
     seconds = round(time.perf_counter() - start, 1)
     about = about | {"seconds": seconds, "machine": circumstances(runtime)}
     write_json(out / "infer.json", about)
-    for line in [] if asked.json else terminal.pretty(numbers):
-        terminal.say(line)
-    return out, about
+    terminal.result(about, asked.json, lambda: "\n".join([*terminal.pretty(numbers), f"folder: {out}"]))
 
 
 def read_picture(path: Path, m: Model) -> np.ndarray:

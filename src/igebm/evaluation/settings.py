@@ -32,7 +32,7 @@ class Common:
     again: bool = False
     """do the experiment although its result is there"""
     json: bool = False
-    """NAME.json to stdout, instead of the folder's name; of `all` an object with each by its name"""
+    """NAME.json to stdout, instead of its numbers as text; of `all` an object with each by its name"""
 
 
 @dataclass(frozen=True)

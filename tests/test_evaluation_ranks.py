@@ -39,7 +39,9 @@ def close(one, other) -> bool:
     return one == other if not isinstance(one, float) else one == pytest.approx(other, rel=1e-4, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ood"] + [pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "ood"])
+@pytest.mark.parametrize(
+    "name", ["ood"] + [pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "ood"]
+)
 def test_c07_c25_processes_give_the_numbers_of_one(name, tmp_path):
     """Two and three processes, sets that their batches do not divide, more processes than parts at times: no image is
     counted twice, every number is the same, samples are equal to the last byte."""

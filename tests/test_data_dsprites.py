@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from igebm.data import Loader, MissingSplit, dsprites
-from igebm.data.dsprites import N, Rendered, classes, condition, index, latents, load, pictures, render
+from igebm import data
+from igebm.data import Loader, MissingSplit, dsprites, held_out
+from igebm.data.dsprites import N, Rendered, Sprites, classes, condition, index, latents, load, pictures, render
 from igebm.data.images import Images
 from igebm.data.latents import Latent
 from igebm.errors import InputError
@@ -289,3 +290,51 @@ def test_a_damaged_file_is_refused(tmp_path):
         load("shape", file=tmp_path / "none.npz")
     with pytest.raises(InputError, match="48 does not divide"):
         load("shape", size=48, file=official(tmp_path / "c.npz", np.arange(4)))
+
+
+# Held out
+
+
+def test_a_region_of_combinations_is_held_out_of_both_splits():
+    """Counted over all 737,280: scales .5, .6, .7 (3 of 6), places x of 0..22/31 (23 of 32), every shape but one."""
+    region = held_out.parse("scale=0.5..0.7,x=0..0.71,shape=heart|square")
+    z = latents(np.arange(N))
+    assert held_out.inside(z, region).sum() == N * 2 // 3 * 3 // 6 * 23 // 32
+    spec = "dsprites-scale:without:scale=0.5..0.7,x=0..0.71,shape=heart|square"
+    parts = {split: data.load(spec, split) for split in ("train", "test")}
+    assert len(parts["train"].x) + len(parts["test"].x) == N - N * 2 // 3 * 3 // 6 * 23 // 32
+    for part in parts.values():
+        seen = latents(part.x.i)
+        assert np.array_equal(part.y[:, 0], seen.scale.astype(np.float32)) and not held_out.inside(seen, region).any()
+    whole = data.load("dsprites-scale", "test")
+    assert set(parts["test"].x.i) < set(whole.x.i)
+
+
+def test_a_turn_is_held_out_in_degrees():
+    z = Sprites(
+        *(np.array(column) for column in ([0, 1, 2], [1.0, 1, 1], np.radians([44, 45, 91]), [0, 0, 0], [0, 0, 0]))
+    )
+    assert held_out.inside(z, held_out.parse("angle=45..90")).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("scale=0.5..0.8,scale=0.9..1", "scale is there twice"),
+        ("size=0.5..0.8", "factor of dSprites to hold out.*size"),
+        ("scale=0.5", "is no range: give FACTOR=LOW..HIGH"),
+        ("x=0.7..0.2", "the lower end first"),
+        ("scale=0.1..0.7", "give a range between 0.5 and 1"),
+        ("scale=nan..1", "give a range"),
+        ("shape=star", "star"),
+        ("", "factor of dSprites to hold out"),
+    ],
+)
+def test_a_region_that_is_none_is_one_line(text, why):
+    with pytest.raises(InputError, match=why):
+        data.load(f"dsprites-scale:without:{text}")
+
+
+def test_nothing_left_is_said():
+    with pytest.raises(InputError, match="nothing is left of the train split"):
+        data.load("dsprites-scale:without:scale=0.5..1")

@@ -256,7 +256,14 @@ def concepts(asked) -> int:
         found = experiment.run([m for m, _ in opened], asked.options, out, asked.seed, asked.batch, screen)
     seconds = time.perf_counter() - start
     about = record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], seconds)
-    rows = [{"models": row["models"], "of": " + ".join(row["factors"])} | row["errors"] for row in found["rows"]]
-    rows = list(reversed(rows)) + [{"models": 0, "of": "blind guess"} | found["blind"]]
+    told = [(row["models"], " + ".join(row["factors"]), row["errors"], row) for row in reversed(found["rows"])]
+    told.append(
+        (0, "blind guess", {k: v for k, v in found["blind"].items() if not isinstance(v, dict)}, found["blind"])
+    )
+    rows = []
+    for models, of, every, parts in told:
+        rows.append({"models": models, "of": of} | every)
+        rows += [{"models": "", "of": f"  {k}, {parts[k]['n']}"} | parts[k] for k in ("seen", "held_out") if k in parts]
+    rows = [{k: v for k, v in row.items() if k != "n"} for row in rows]
     terminal.result(about, asked.json, lambda: f"{terminal.table(rows)}\nfolder: {out}")
     return 0

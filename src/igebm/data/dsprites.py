@@ -160,12 +160,19 @@ class Rendered:
 
 
 def load(
-    factor: str = "position", split: str = "train", *, size: int = 64, n: int | None = None, file: Path | None = None
+    factor: str = "position",
+    split: str = "train",
+    *,
+    size: int = 64,
+    n: int | None = None,
+    file: Path | None = None,
+    left_out: Callable[[Sprites], np.ndarray] | None = None,
 ) -> Images:
     """One split of dSprites with the condition of one factor: rendered, or read from the official .npz `file`.
 
-    All images are shuffled once, always alike; the last hundredth is the test split. `n` takes the first n of a split,
-    drawn at once; without it, rendered images are drawn as they are read. Raises InputError.
+    All images are shuffled once, always alike; the last hundredth is the test split. Sprites for which `left_out` is
+    true are taken away. `n` takes the first n of a split, drawn at once; without it, rendered images are drawn as they
+    are read. Raises InputError.
     """
     if factor not in CONDITIONS:
         raise unknown("factor of dSprites", factor, CONDITIONS)
@@ -177,8 +184,14 @@ def load(
     parts = {"train": order[:-tests], "test": order[-tests:]}
     if canonical(split) not in parts:
         raise MissingSplit("dsprites", split, parts)
-    i = parts[canonical(split)][:n]
-    z = latents(i) if c is None else values(c[i])
+    of = lambda i: latents(i) if c is None else values(c[i])
+    i = parts[canonical(split)]
+    if left_out is not None:
+        i = i[~left_out(of(i))]
+        if not len(i):
+            raise InputError(f"dsprites: nothing is left of the {canonical(split)} split; hold less out")
+    i = i[:n]
+    z = of(i)
     x: Any
     if file is not None:
         x = _boxed(_file_images(file, i, total), size)

@@ -43,6 +43,8 @@ NAMED = {
 NAMES = ("digits", *NAMED)
 SPRITES = ("dsprites-scale", "dsprites-position", "dsprites-rotation", "dsprites-shape")
 """dSprites by the factor that a model is conditional on: rendered, or read from dsprites.npz in the data folder"""
+WITHOUT = ":without:"
+"""between the name of such a set and the combinations that are held out of it (held_out.py)"""
 
 
 def digits(split: str = "train") -> Images:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from . import hub
 from .arrays import load_file
 from .folder import load_folder
 from .images import Images, MissingSplit, canonical, check_options, existing, shown, silent
-from .named import NAMES, SPRITES, data_folder, data_places, load_cached, load_named
+from .named import NAMES, SPRITES, WITHOUT, data_folder, data_places, load_cached, load_named
 
 if TYPE_CHECKING:
     from .series import Series
@@ -29,14 +30,15 @@ def load(
 ) -> Images:
     """One split of a data set, uint8 N x H x W x C with int64 labels.
 
-    `spec` is a name (`available()` lists them), `hf:owner/name` or `hf:owner/name/config`, a folder of images, or an
+    `spec` is a name (`available()` lists them; of dSprites also without some combinations, held_out.py),
+    `hf:owner/name` or `hf:owner/name/config`, a folder of images, or an
     .npz or .npy file; a name is never taken for a folder (write ./digits for that). `image_size` (pixels) resizes the
     short side and crops the central square; `channels` is 1 (grey) or 3. What a user should know but need not act on
     is told through `say`, a line at a time. Raises InputError for everything that cannot be read for certain; it is a
     MissingSplit, which lists the splits there are, where the set lacks `split`.
     """
     check_options(image_size, channels)
-    if spec in SPRITES:
+    if spec.partition(WITHOUT)[0] in SPRITES:
         return _load_sprites(spec, split, data_dir, image_size, channels)
     if spec in NAMES:
         return load_named(
@@ -64,13 +66,15 @@ def load(
 
 def _load_sprites(spec: str, split: str, data_dir: Path | None, image_size: int | None, channels: int | None) -> Images:
     """dSprites with one factor as the condition: the official file where the data folder has it, else rendered."""
-    from . import dsprites
+    from . import dsprites, held_out
 
+    name, region = held_out.split_spec(spec)
     if channels == 3:
         raise InputError(f"{spec} is grey; leave out --channels 3")
     kept = (place / "dsprites.npz" for place in data_places(data_dir))
     file = next((path for path in kept if existing(path)), None)
-    found = dsprites.load(spec.removeprefix("dsprites-"), split, size=image_size or 64, file=file)
+    left_out = None if region is None else partial(held_out.inside, region=region)
+    found = dsprites.load(name.removeprefix("dsprites-"), split, size=image_size or 64, file=file, left_out=left_out)
     return found._replace(name=spec)
 
 

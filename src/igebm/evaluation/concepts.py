@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..compose import product
-from ..data import quantise
+from ..data import held_out, quantise
 from ..data.dsprites import CONDITIONS, SHAPES, Sprites, condition, latents, pictures
 from ..errors import Fault, InputError
 from ..model import Model, batches
@@ -35,6 +35,7 @@ def run(models: list[Model], options: Concepts, out: Path, seed: int, batch: int
     if len({m.shape.image for m in models}) > 1:
         raise InputError("the models are of images of several sizes; train them with one --image-size")
     z = asked_for(options.n, seed)
+    unseen = never_seen(models, z)
     truth = pictures(z, first.shape.height)
     steps = first.preset.sample_steps if options.steps is None else options.steps
     kernel = chain_kernel(first, options)
@@ -59,14 +60,17 @@ def run(models: list[Model], options: Concepts, out: Path, seed: int, batch: int
         rows.append(
             {"models": k, "factors": factors}
             | {"errors": errors(fit.z, z, factors), "misfit": float(np.median(fit.error))}
+            | ({} if unseen is None else by_whether_seen(fit.z, z, unseen, factors))
             | {"ms_per_image_and_step": 1e3 * seconds / (options.n * steps)}
         )
         shown.append(images)
     names = ["truth"] + [" + ".join(row["factors"]) for row in rows]
     figures.save(figures.pictures([images[:12] for images in shown], names=names), out, "concepts")
+    blind = asked_for(options.n, seed + 1)
     return {
         "rows": rows,
-        "blind": errors(asked_for(options.n, seed + 1), z, list(FACTORS)),
+        "blind": errors(blind, z, list(FACTORS))
+        | ({} if unseen is None else by_whether_seen(blind, z, unseen, list(FACTORS))),
         "chain": {"steps": steps} | chain_settings(first, options),
         "names": {m.name: f for f, m in by_factor.items()},
         "figures": ["concepts.png"],
@@ -87,6 +91,21 @@ def factor_of(m: Model) -> str:
         if columns and names == tuple(latent.name for latent in columns):
             return factor
     raise InputError(f"{m.name} is conditional on no factor of a sprite; train one by igebm train dsprites-scale")
+
+
+def never_seen(models: list[Model], z: Sprites) -> np.ndarray | None:
+    """Which sprites are of combinations that one of the models was trained without; None where nothing was held out."""
+    regions = [region for m in models if (region := held_out.split_spec(m.preset.data)[1])]
+    return np.any([held_out.inside(z, region) for region in regions], 0) if regions else None
+
+
+def by_whether_seen(found: Sprites, wanted: Sprites, unseen: np.ndarray, factors: list[str]) -> dict[str, Any]:
+    """The errors of combinations that training had, and of those that it had not; with their numbers."""
+    rows = {}
+    for name, which in (("seen", ~unseen), ("held_out", unseen)):
+        of = lambda z, which=which: Sprites(*(column[which] for column in z))
+        rows[name] = {"n": int(which.sum())} | (errors(of(found), of(wanted), factors) if which.any() else {})
+    return rows
 
 
 def errors(found: Sprites, wanted: Sprites, factors: list[str]) -> dict[str, float]:

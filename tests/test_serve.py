@@ -26,7 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
-from igebm import data, model, presets, terms
+from igebm import data, model, presets, pretrained, terms
 from igebm.cli import main
 from igebm.data.latents import Latent
 from igebm.errors import Fault, InputError
@@ -485,6 +485,17 @@ def ready(server):
 @pytest.fixture(scope="module")
 def page(serving, placed):
     return ready(serving("digits", str(placed)))
+
+
+def test_without_a_model_it_opens_with_every_bundled_model_of_images(serving):
+    """By the line that names them: all that `igebm models` lists but those of time series, which have no pictures."""
+    served = ready(serving())
+    told = (served.folder / "err").read_text()
+    for name in pretrained.names():
+        if name.startswith("balls"):
+            with pytest.raises(InputError, match="time series"):
+                model.load(name)
+        assert (name in told) == (not name.startswith("balls")), told
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ the card NAME.json from the run's own files; `--snapshot` takes a snapshot of th
 import argparse
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,11 +24,15 @@ def main() -> None:
     parser.add_argument("--snapshot", type=Path)
     parser.add_argument("--note", required=True)
     parser.add_argument("--quality", type=Path)
+    parser.add_argument("--step-size", type=float, help="of chains from noise; default: as in training")
+    parser.add_argument("--sample-steps", type=int, help="chain steps from noise; default: as in training")
     parser.add_argument("--int8", action="store_true", help="kernels in 8 bits: for a network of millions of weights")
     asked = parser.parse_args()
     settings = json.loads((asked.run / "preset.json").read_text())["settings"]
     opened = forecast.load if settings.get("network") == "trajectory" else model.load
     m = opened(asked.snapshot or asked.run)
+    said = {k: v for k in ("step_size", "sample_steps") if (v := getattr(asked, k)) is not None}
+    m.preset = replace(m.preset, **said)
     target = pretrained.FOLDER / f"{asked.name}.safetensors"
     model.save(target, m.net, m.preset, m.shape, m.step, m.facts, weights=torch.int8 if asked.int8 else torch.bfloat16)
     about = json.loads((asked.run / "preset.json").read_text())

@@ -1,15 +1,18 @@
 """Terms of a composition, chains on them, and latents from images: against Gaussians and posteriors that are known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from igebm import inference, terms
+from igebm import inference, model, presets, terms
 from igebm.cli import main
+from igebm.compose import product, tempered
 from igebm.data.latents import Latent
 from igebm.errors import Fault, InputError
+from igebm.model import temperature
 from igebm.samplers import langevin, run
 from igebm.shapes import Shape
 
@@ -149,14 +152,41 @@ def test_compose_at_the_command_line_leaves_pictures_numbers_and_energies(tmp_pa
 
 
 def test_one_term_of_a_composition_is_that_models_own_sample(tmp_path):
-    from igebm import model
-
     out = tmp_path / "out"
     main(
         ["compose", "digits=3", "--n", "4", "--steps", "20", "--out", str(out), "--dtype", "float32", "--threads", "1"]
     )
     alone, _ = model.load("digits").sample(4, label="3", steps=20, seed=0)
     assert np.array_equal(np.load(out / "samples.npy"), alone)
+
+
+def test_models_of_two_temperatures_have_their_say_each(generator):
+    """Two Gaussians, each as chains of its own settings draw it: precision a₁ / T₁ and a₂ / T₂ at 0.3 and 0.7. A chain
+    by the first one's settings on the composition draws their product: precisions add, means are weighed by them."""
+    one, two = (replace(presets.named("digits"), step_size=s, noise=n) for s, n in ((0.05, 0.01), (0.2, 0.03)))
+    (a1, T1), (a2, T2) = (1.0, 0.01**2 / 0.1), (0.8, 0.03**2 / 0.4)
+    assert (temperature(one), temperature(two)) == (pytest.approx(T1), pytest.approx(T2))
+    F = tempered(gaussian(0.7, a2), temperature(one) / temperature(two))
+    x, _ = run(
+        langevin(one.step_size, one.noise), product(gaussian(0.3, a1), F), torch.zeros(20_000, 1), 400, generator
+    )
+    precision = a1 / T1 + a2 / T2
+    assert x.x.mean().item() == pytest.approx((0.3 * a1 / T1 + 0.7 * a2 / T2) / precision, abs=1e-3)
+    assert 1 / x.x.var().item() == pytest.approx(precision, rel=0.05)
+
+
+def test_a_term_is_in_the_units_of_the_first():
+    """E / T is what a model was trained as: at three times the step (a third of the temperature) its energy counts
+    three times, at the same step once, to the last bit."""
+    m = model.load("digits")
+    fast = replace(m, preset=replace(m.preset, step_size=3 * m.preset.step_size))
+    x, term = torch.rand(2, 1, 8, 8), terms.parse("digits=3")
+    e = m.given(torch.tensor([3, 3]))(x)
+    assert torch.equal(terms.bound(term, m, 2, m)(x), e)
+    assert torch.allclose(terms.bound(term, fast, 2, m)(x), 3 * e)
+    assert torch.allclose(terms.bound(term, m, 2, fast)(x), e / 3)
+    free = replace(m, preset=replace(m.preset, noise=0.0))
+    assert torch.equal(terms.bound(term, free, 2, m)(x), e)  # no noise, no temperature
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_choices_can_be_chosen(digits, placed):
     ]  # fmt: skip
     for text in offered:
         (term,) = work.combined([("and", 1.0, text)], models)
-        terms.bound(term, models[term.source], 2)
+        terms.bound(term, models[term.source], 2, models[term.source])
 
 
 # Out of distribution

@@ -33,8 +33,7 @@ def compose(asked) -> Path:
     parsed = [terms.parse(text) for text in asked.terms]
     models, runtime = open_models(parsed, asked.machine)
     first = next(iter(models.values()))
-    for term in parsed:  # a wrong value is said before any work
-        energies_of([term], models, 1)
+    energies_of(parsed, models, 1)  # a wrong value is said before any work
     said = {name: getattr(asked, name) for name in ("step_size", "noise", "clip") if getattr(asked, name) is not None}
     kernel = build_kernel(replace(first.preset, **said))
     steps = first.preset.sample_steps if asked.steps is None else asked.steps
@@ -92,7 +91,8 @@ def energies_of(parsed: list[Term], models: dict[str, Model], n: int) -> list:
     for term in parsed:
         if term.custom and term.value:
             raise InputError(f"{term.source} is a function and takes no value, got {term.value!r}")
-    return [terms.function(t.source) if t.custom else terms.bound(t, models[t.source], n) for t in parsed]
+    first = next(iter(models.values()))
+    return [terms.function(t.source) if t.custom else terms.bound(t, models[t.source], n, first) for t in parsed]
 
 
 def infer(asked) -> None:

@@ -89,6 +89,14 @@ def build_kernel(preset: Preset) -> Kernel:
     return langevin(preset.step_size, preset.noise, preset.clip, box, preset.noise_order)
 
 
+def temperature(preset: Preset) -> float:
+    """T of the density exp(-E / T) that a preset's chains draw from: of small Langevin steps x - λ ∇E + N(0, σ²) it is
+    σ² / 2λ, of MPPI it is a setting."""
+    if preset.sampler == "mppi":
+        return preset.temperature
+    return preset.noise**2 / (2 * preset.step_size) if preset.step_size else 0.0
+
+
 @dataclass
 class Model:
     """A trained energy E(x | y) of images in [0, 1]; its methods take and give uint8 pictures, N x H x W x C."""

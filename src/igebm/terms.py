@@ -13,7 +13,7 @@ from torch import Tensor
 from .compose import mixture, negation, product, tempered
 from .energy import Energy, checked
 from .errors import Fault, InputError
-from .model import Model
+from .model import Model, temperature
 from .samplers import Info, Kernel, State
 
 
@@ -80,16 +80,23 @@ def function(name: str) -> Energy:
     return E
 
 
-def bound(term: Term, m: Model, n: int) -> Energy:
-    """A term's model with its value bound for n chains. Raises InputError for a value that it does not take."""
-    if not m.conditional:
-        if term.value:
-            raise InputError(f"{m.name} is unconditional and takes no value, got {term.value!r}")
-        return m.given(None)
+def bound(term: Term, m: Model, n: int, first: Model) -> Energy:
+    """A term's model with its value bound for n chains, in the units of the `first` term's model. Raises InputError for
+    a value that it does not take."""
+    if not m.conditional and term.value:
+        raise InputError(f"{m.name} is unconditional and takes no value, got {term.value!r}")
     if not term.value:
-        return m.given(None)  # p(x): the condition left open, as for an unlabelled image
+        return in_units_of(first, m, m.given(None))  # p(x): the condition left open, as for an unlabelled image
     row = torch.as_tensor(m.condition(term.value), device=m.device)
-    return m.given(row.expand(n, *row.shape))
+    return in_units_of(first, m, m.given(row.expand(n, *row.shape)))
+
+
+def in_units_of(first: Model, m: Model, E: Energy) -> Energy:
+    """(T₁ / T) E, for chains at the first model's temperature T₁: p ∝ exp(-E / T) is what m's own chains draw from and
+    what it was trained as, so that models whose settings differ have their say each (nothing changes where they do
+    not)."""
+    T1, T = temperature(first.preset), temperature(m.preset)
+    return weighted(E, T1 / T if T1 > 0 and T > 0 else 1.0)
 
 
 def composed(terms: Sequence[Term], energies: Sequence[Energy]) -> Energy:

@@ -11,10 +11,12 @@ import torch
 from ..compose import product
 from ..data import held_out, quantise
 from ..data.dsprites import CONDITIONS, SHAPES, Sprites, condition, latents, pictures
+from ..energy import Energy
 from ..errors import Fault, InputError
 from ..model import Model, batches
 from ..report import figures
 from ..samplers import run as run_chain
+from ..terms import in_units_of
 from .read_back import angle_error, read_back
 from .settings import Concepts
 from .work import chain_settings
@@ -46,7 +48,7 @@ def run(models: list[Model], options: Concepts, out: Path, seed: int, batch: int
         start = time.perf_counter()
         for part in batches(options.n, batch):
             n = part.stop - part.start
-            Es = [by_factor[f].given(torch.as_tensor(condition(z, f)[part], device=first.device)) for f in factors]
+            Es = [given(by_factor[f], z, f, part, first) for f in factors]
             generator = torch.Generator(first.device).manual_seed(seed + part.start)
             x = torch.rand((n, *first.shape.image), generator=generator, device=first.device)
             done = (k - 1) * options.n * steps + part.start * steps
@@ -75,6 +77,11 @@ def run(models: list[Model], options: Concepts, out: Path, seed: int, batch: int
         "names": {m.name: f for f, m in by_factor.items()},
         "figures": ["concepts.png"],
     }
+
+
+def given(m: Model, z: Sprites, factor: str, part: slice, first: Model) -> Energy:
+    """The energy of a factor's model at the latents of some sprites, in the units of the first model's."""
+    return in_units_of(first, m, m.given(torch.as_tensor(condition(z, factor)[part], device=m.device)))
 
 
 def asked_for(n: int, seed: int) -> Sprites:

@@ -201,7 +201,7 @@ def combine(parsed: Sequence[Term], models: Mapping[str, Model], chain: Chain) -
     """A chain from noise on the terms' energy, stepping as the first term's model does (`igebm compose`)."""
     chain = checked(chain)
     m = models[parsed[0].source]
-    E = terms.composed(parsed, [terms.bound(term, models[term.source], chain.n) for term in parsed])
+    E = terms.composed(parsed, [terms.bound(term, models[term.source], chain.n, m) for term in parsed])
     x, generator = noise(m, chain)
     yield from frames(kernel_of(m, chain), E, x, chain.steps, generator)
 

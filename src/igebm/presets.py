@@ -369,13 +369,14 @@ _DSPRITES = Preset(
     grid_every=100,
     save_every=250,
     snapshot_every=250,
+    gap_limit=0.3,
     sample_steps=400,
 )
 """Section 6, on two cores: a small Fig. 14a at half the data's size. Black and white needs larger steps than the
 paper's 10 with a clip, at which chains stay in grey. Contrast alone teaches what a condition says in many thousands of
 iterations; with the posterior of the data it is learned in hundreds, unless weight gradients are clipped at 3σ, which
-holds it at what a sprite's size tells. Then energies sharpen beyond what chains of this step can follow: the gap
-rises within a few hundred iterations, and `steps` ends before that (seed 0)."""
+holds it at what a sprite's size tells. In the end energies sharpen beyond what chains of this step can follow: the gap
+leaves zero for good, which `gap_limit` takes for divergence; `steps` ends before that (seed 0)."""
 
 PRESETS: dict[str, Entry] = {
     "digits": Entry(

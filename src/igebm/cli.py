@@ -240,8 +240,9 @@ class Infer:
     """chains, from starts all over the latents' ranges"""
     steps: int = 200
     """chain steps"""
-    step_size: float = 1.0
-    """what multiplies the gradient, latents counted in shares of their ranges (released: 1)"""
+    step_size: float | None = None
+    """what multiplies the gradient, latents counted in shares of their ranges; default: noise² / 2T for a model that was
+    trained with the posterior of its data at T (--label-weight, --label-temperature), else 1 (released)"""
     noise: float = 0.03
     """standard deviation of a step's noise (released: 0.03)"""
     seed: int = 0

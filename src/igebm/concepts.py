@@ -146,10 +146,11 @@ def latents_of(m: Model, picture: np.ndarray, asked, out: Path) -> dict:
     y = torch.from_numpy(drawn(latents, asked.n, rng)).to(m.device)
     x = (torch.from_numpy(picture).to(m.device).permute(0, 3, 1, 2).float() + 0.5) / 256
     E = m.twin.over(x.expand(asked.n, -1, -1, -1))
+    step = inference.step_size(m.preset, asked.noise) if asked.step_size is None else asked.step_size
     generator = torch.Generator(m.device).manual_seed(asked.seed)
     with terminal.bar("inferring") as screen:
         tell = lambda k, *_: screen.step(k, asked.steps)
-        end = inference.chain(E, y, latents, asked.steps, asked.step_size, asked.noise, generator, tell)
+        end = inference.chain(E, y, latents, asked.steps, step, asked.noise, generator, tell)
     if not torch.isfinite(end).all():
         raise Fault("a chain over the latents left the numbers; lower --step-size")
     with torch.no_grad():
@@ -168,4 +169,5 @@ def latents_of(m: Model, picture: np.ndarray, asked, out: Path) -> dict:
         latent.name: {"mean": float(ends[:, i].mean()), "std": float(ends[:, i].std()), "least_energy": float(best[i])}
         for i, latent in enumerate(latents)
     }
-    return {"chains": asked.n, "steps": asked.steps, "latents": table}
+    chain = {"chains": asked.n, "steps": asked.steps, "step_size": step, "noise": asked.noise}
+    return chain | {"latents": table}

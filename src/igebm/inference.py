@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .data.latents import Latent, on_circle
 from .energy import Energy
+from .presets import Preset
 from .samplers import langevin, run
 from .samplers.chain import Record
 from .shapes import Shape
@@ -45,6 +46,12 @@ def others(y: Tensor, shape: Shape, n: int, generator: torch.Generator | None = 
     classes = len(shape.classes)
     order = torch.rand((len(y), classes - 1), generator=generator, device=y.device).argsort(1)[:, :n]
     return ((y[:, None] + 1 + order) % classes).T
+
+
+def step_size(preset: Preset, noise: float) -> float:
+    """λ of chains over the latents whose density is exp(-E / T), T = σ² / 2λ: that of the posterior which training asked
+    for (`label_temperature`), or the released code's 1 where it asked for none."""
+    return noise**2 / (2 * preset.label_temperature) if preset.label_weight else 1.0
 
 
 def chain(

@@ -321,6 +321,24 @@ def test_numbers_on_cifar10_are_those_of_the_files():
     ]
 
 
+def test_numbers_on_concepts_are_those_of_the_files():
+    """README's table: each factor alone by the models' cards, in the product of four, by a blind guess; and what was
+    held out of training beside the rest."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    found = json.loads((HERE / "results" / "dsprites-concepts.json").read_text())["numbers"]
+    product = next(row for row in found["rows"] if row["models"] == 4)["errors"]
+    digits = {"shape": 2, "scale": 3, "position": 3, "rotation": 1}
+    for head, factor in (("shape", "shape"), ("scale", "scale"), ("place", "position"), ("rotation", "rotation")):
+        card = json.loads((HERE / "src" / "igebm" / "pretrained" / f"dsprites-{factor}.json").read_text())
+        alone = card["quality"]["numbers"]["rows"][0]["errors"][factor]
+        wanted = " | ".join(f"{v:.{digits[factor]}f}" for v in (alone, product[factor], found["blind"][factor]))
+        assert re.search(rf"^\| {head},.* \| {re.escape(wanted)} \|$", text, re.M), f"{factor}: {wanted}"
+    held = json.loads((HERE / "results" / "dsprites-held-out.json").read_text())["numbers"]["rows"][-1]
+    sentence = "off by {scale:.3f} in scale and {position:.3f} in place on the {n} of 200 that were held out"
+    assert sentence.format(**held["held_out"]) in text
+    assert f"{held['seen']['scale']:.3f} and {held['seen']['position']:.3f} on the rest" in text
+
+
 def test_numbers_on_sick_runs_are_the_last_of_their_logs():
     page = (HERE / "docs" / "divergence.md").read_text()
     for sick in json.loads((HERE / "results" / "sick-runs.json").read_text())["runs"]:

@@ -241,8 +241,8 @@ class Infer:
     steps: int = 200
     """chain steps"""
     step_size: float | None = None
-    """what multiplies the gradient, latents counted in shares of their ranges; default: noise² / 2T for a model that was
-    trained with the posterior of its data at T (--label-weight, --label-temperature), else 1 (released)"""
+    """what multiplies the gradient, latents counted in shares of their ranges; default: noise² / 2T for a model that
+    was trained with the posterior of its data at T (--label-weight, --label-temperature), else 1 (released)"""
     noise: float = 0.03
     """standard deviation of a step's noise (released: 0.03)"""
     seed: int = 0

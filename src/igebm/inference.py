@@ -49,8 +49,8 @@ def others(y: Tensor, shape: Shape, n: int, generator: torch.Generator | None = 
 
 
 def step_size(preset: Preset, noise: float) -> float:
-    """λ of chains over the latents whose density is exp(-E / T), T = σ² / 2λ: that of the posterior which training asked
-    for (`label_temperature`), or the released code's 1 where it asked for none."""
+    """λ of chains over the latents whose density is exp(-E / T), T = σ² / 2λ: that of the posterior which training
+    asked for (`label_temperature`), or the released code's 1 where it asked for none."""
     return noise**2 / (2 * preset.label_temperature) if preset.label_weight else 1.0
 
 

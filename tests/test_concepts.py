@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from igebm import inference, model, presets, terms
 from igebm.cli import main
 from igebm.compose import product, tempered
+from igebm.concepts import on_turn
 from igebm.data.dsprites import Sprites, pictures
 from igebm.data.latents import Latent, drawn
 from igebm.errors import Fault, InputError
@@ -246,6 +248,33 @@ def test_infer_gives_the_energy_under_every_class(tmp_path):
     expected = [m.energy(x, np.array([k])).item() for k in range(10)]
     assert list(about["energies"].values()) == pytest.approx(expected, abs=1e-6)
     assert about["least"] == str(int(np.argmin(expected)))
+
+
+def test_angles_are_averaged_on_the_circle():
+    """Either side of 0 the mean is 0 and not 180; for a normal spread σ of angles √(-2 log R) is σ, for R is
+    exp(-σ²/2); opposite directions have no mean worth the name, and say so by their spread."""
+    assert (on_turn(np.array([350.0, 20.0]))["mean"], on_turn(np.array([340.0, 10.0]))["mean"]) == pytest.approx(
+        (5, 355)
+    )
+    found = on_turn(np.random.default_rng(0).normal(90.0, 25.0, 100_000))
+    assert found == {"mean": pytest.approx(90.0, abs=0.5), "std": pytest.approx(25.0, rel=0.02)}
+    assert on_turn(np.array([40.0, 220.0]))["std"] > 300
+
+
+def test_a_turn_is_inferred_in_degrees(tmp_path, capsys):
+    """An ellipse at 40 degrees looks the same at 220: chains end at both, and the least energy is at one of them."""
+    picture = pictures(
+        Sprites(np.array([1]), np.array([0.9]), np.radians([40.0]), np.array([0.5]), np.array([0.5])), 32
+    )
+    Image.fromarray(picture[0, ..., 0]).save(tmp_path / "e.png")
+    words = ["infer", "dsprites-rotation", str(tmp_path / "e.png"), "--out", str(tmp_path), "--threads", "1"]
+    assert main([*words, "--dtype", "float32", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["latents"]
+    assert list(found) == ["angle in degrees"]
+    assert found["angle in degrees"]["least_energy"] % 180 == pytest.approx(40.0, abs=15)
+    ends = np.load(tmp_path / "latents.npy")
+    turn = np.degrees(np.arctan2(ends[:, 1], ends[:, 0])) % 180
+    assert np.mean(np.abs(turn - 40) < 45) > 0.6  # half of them by chance
 
 
 def test_infer_without_a_picture_is_one_line(tmp_path, capsys):

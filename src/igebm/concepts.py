@@ -1,6 +1,8 @@
 """What `igebm compose` and `igebm infer` do: chains on composed energies (Fig. 9), and latents from an image."""
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from . import inference, terminal, terms
 from .circumstances import circumstances
 from .data import quantise
 from .data.decode import Picture, decode
-from .data.latents import drawn
+from .data.latents import Latent, drawn, on_circle
 from .errors import Fault, InputError
 from .files import what_is, writable_folder, write_array, write_json
 from .inputs import open_model
@@ -144,7 +146,7 @@ def latents_of(m: Model, picture: np.ndarray, asked, out: Path) -> dict:
     latents = m.shape.latents
     rng = np.random.default_rng(asked.seed)
     y = torch.from_numpy(drawn(latents, asked.n, rng)).to(m.device)
-    x = (torch.from_numpy(picture).to(m.device).permute(0, 3, 1, 2).float() + 0.5) / 256
+    x = (torch.tensor(picture, device=m.device).permute(0, 3, 1, 2).float() + 0.5) / 256
     E = m.twin.over(x.expand(asked.n, -1, -1, -1))
     step = inference.step_size(m.preset, asked.noise) if asked.step_size is None else asked.step_size
     generator = torch.Generator(m.device).manual_seed(asked.seed)
@@ -157,17 +159,35 @@ def latents_of(m: Model, picture: np.ndarray, asked, out: Path) -> dict:
         e = E(end).float().cpu().numpy()
     ends = end.cpu().numpy()
     write_array(out / "latents.npy", ends)
-    figure, axes = figures.axes(len(latents) + 1, size=(3.0, 2.6))
+    shown = columns_of(latents, ends)
+    figure, axes = figures.axes(len(shown) + 1, size=(3.0, 2.6))
     axes[0, 0].imshow(picture[0, ..., 0] if picture.shape[-1] == 1 else picture[0], cmap="gray", vmin=0, vmax=255)
     axes[0, 0].axis("off")
-    for i, (ax, latent) in enumerate(zip(axes[0, 1:], latents, strict=True)):
-        ax.hist(ends[:, i], np.linspace(latent.low, latent.high, 41), density=True)
-        ax.set(xlabel=latent.name, ylabel="density of chains' ends")
+    for ax, (name, (values, low, high)) in zip(axes[0, 1:], shown.items(), strict=True):
+        ax.hist(values, np.linspace(low, high, 41), density=True)
+        ax.set(xlabel=name, ylabel="density of chains' ends")
     figures.save(figure, out, "infer")
-    best = ends[int(e.argmin())]
+    best = int(e.argmin())
     table = {
-        latent.name: {"mean": float(ends[:, i].mean()), "std": float(ends[:, i].std()), "least_energy": float(best[i])}
-        for i, latent in enumerate(latents)
+        name: (on_turn(values) if on_circle(latents) else {"mean": float(values.mean()), "std": float(values.std())})
+        | {"least_energy": float(values[best])}
+        for name, (values, _, _) in shown.items()
     }
     chain = {"chains": asked.n, "steps": asked.steps, "step_size": step, "noise": asked.noise}
     return chain | {"latents": table}
+
+
+def columns_of(latents: Sequence[Latent], ends: np.ndarray) -> dict[str, tuple[np.ndarray, float, float]]:
+    """What is told of latents (n, d): each column with its range; of an angle the degrees, which is what it is asked
+    for by."""
+    if on_circle(latents):
+        return {"angle in degrees": (np.degrees(np.arctan2(ends[:, 1], ends[:, 0])) % 360.0, 0.0, 360.0)}
+    return {latent.name: (ends[:, i], latent.low, latent.high) for i, latent in enumerate(latents)}
+
+
+def on_turn(degrees: np.ndarray) -> dict[str, float]:
+    """The direction of ⟨(cos θ, sin θ)⟩, and √(-2 log R) with R its length: of angles that fall into opposite
+    directions R is near 0, the mean says nothing and the spread is wide."""
+    z = np.exp(1j * np.radians(degrees)).mean()
+    spread = math.sqrt(-2 * math.log(min(1.0, max(abs(z), 1e-12))))
+    return {"mean": float(np.degrees(np.angle(z)) % 360.0), "std": math.degrees(spread)}

@@ -330,7 +330,7 @@ def test_the_least_weights_are_a_bound_not_far_below(name):
     if preset.network != "image":
         pytest.skip("a network of time series")
     for classes in ((), tuple("abcdefghij")):
-        conditional = replace(preset, conditional=bool(classes))
+        conditional = replace(preset, conditional=bool(classes), harmonics=1)
         total = sum(p.numel() for p in build_net(conditional, Shape(3, 32, 32, classes)).parameters())
         least = least_weights(8, presets.parse_blocks(preset.blocks), len(classes), preset.scales)
         assert 0.5 * total < least <= total

@@ -17,6 +17,7 @@ from torch import nn
 from igebm import data, model, presets
 from igebm.buffer import Buffer
 from igebm.data import Images, Loader
+from igebm.data.latents import Latent
 from igebm.data.series import Series, Windows, statistics
 from igebm.errors import Fault, InputError
 from igebm.model import Shape
@@ -220,7 +221,12 @@ def test_every_image_preset_builds_and_takes_a_step(name):
     preset = replace(presets.named(name), width=4, batch=4, chain_steps=2, buffer_size=8)
     rng = np.random.default_rng(0)
     x = Images("noise", rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8), np.arange(9) % 3, ("a", "b", "c"))
-    state = states.start(preset, Shape(3, 32, 32, x.classes if preset.conditional else ()), RUNTIME, {})
+    if preset.harmonics > 1:  # of an angle
+        turn = rng.uniform(0, 2 * np.pi, 9)
+        y = np.stack([np.cos(turn), np.sin(turn)], 1).astype(np.float32)
+        x = x._replace(y=y, classes=(), latents=(Latent("cos", -1.0, 1.0), Latent("sin", -1.0, 1.0)))
+    shape = Shape(3, 32, 32, x.classes, x.latents) if preset.conditional else Shape(3, 32, 32, ())
+    state = states.start(preset, shape, RUNTIME, {})
     before = [p.detach().clone() for p in state.net.parameters()]
     for _ in range(2):
         metrics = train_step(state, Loader(x, 4), Guard(1e9))

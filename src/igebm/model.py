@@ -55,9 +55,9 @@ def build_image_net(preset: Preset, shape: Shape) -> ImageEnergy:
             f"{preset.stem}, --scales {preset.scales}: at least {least}x{least} is needed; use fewer halvings (d) or "
             f"--image-size"
         )
-    if preset.harmonics > 1 and not latents.on_circle(shape.latents):
-        raise InputError(f"--harmonics {preset.harmonics}: only an angle has them (latents cos, sin); leave it at 1")
     condition = shape.condition if preset.conditional else 0
+    if condition and preset.harmonics > 1 and not latents.on_circle(shape.latents):
+        raise InputError(f"--harmonics {preset.harmonics}: only an angle has them (latents cos, sin); leave it at 1")
     weights = least_weights(preset.width, blocks, condition, preset.scales)
     affordable(4 * weights, f"the {weights:.3g} weights of --width {preset.width} --blocks {preset.blocks!r}")
     return ImageEnergy(

@@ -222,7 +222,7 @@ def finish(run: Run, loader: Loader, folder: Path, data_dir: Path | None, skip_b
         net = ema.network(run.averages, run.net)
         assert isinstance(net, Glow | PixelCNN)
         facts = run.facts | {
-            "seconds": round(run.seconds, 1),
+            "seconds": round(run.seconds, 2),
             "bits_per_dim": {"train": None, "test": None},
             "measured": {"train": 0, "test": 0},
         }

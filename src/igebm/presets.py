@@ -20,7 +20,8 @@ class Preset:
 
     # Data
     data: str = "cifar10"
-    """data set: a name of `igebm data list`, hf:owner/name, a folder of images, or an .npz"""
+    """data set: a name of `igebm data list`, hf:owner/name, a folder of images, or an .npz;
+    dsprites-scale:without:scale=0.5..0.7,x=0..0.6 holds combinations of a sprite's factors out"""
     image_size: int = 0
     """height and width in pixels; 0: as the data are"""
     channels: int = 0

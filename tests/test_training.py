@@ -23,7 +23,7 @@ from igebm.errors import Fault, InputError
 from igebm.model import Shape
 from igebm.nets.layers import SpectralConv2d
 from igebm.objectives import contrastive, maximum_likelihood
-from igebm.presets import Machine, Preset
+from igebm.presets import Preset, Trainer
 from igebm.runtime import probe
 from igebm.samplers import langevin, run
 from igebm.shapes import SeriesShape
@@ -38,7 +38,7 @@ TINY = replace(
     width=4, blocks="1d", chain_steps=3, batch=8, buffer_size=24, steps=6, save_every=2, log_every=1, grid_every=100,
     snapshot_every=100, sample_steps=2,
 )  # fmt: skip
-CPU = Machine(device="cpu", dtype="float32", compile="off", threads=1)
+CPU = Trainer(device="cpu", dtype="float32", compile="off", threads=1)
 RUNTIME = probe("cpu", "float32", "off", 1)
 
 

@@ -22,7 +22,7 @@ from .baselines import settings as baselines
 from .errors import Fault, InputError, unknown
 from .evaluation.settings import EXPERIMENTS, All, Common, Concepts, Rollout
 from .limits import processes
-from .presets import Machine, Preset
+from .presets import Machine, Preset, Trainer
 
 Options = TypeVar("Options")
 
@@ -36,7 +36,7 @@ class Train:
     """
 
     settings: OmitArgPrefixes[Preset]
-    machine: OmitArgPrefixes[Machine]
+    machine: OmitArgPrefixes[Trainer]
     preset: Positional[str] = presets.DEFAULT
     """a name of `igebm presets`"""
     out: Path | None = None
@@ -400,7 +400,7 @@ class Convert:
 class Bench:
     """Measure this machine: speed of chain and training against a plain reference and the machine's own limit."""
 
-    machine: OmitArgPrefixes[Machine]
+    machine: OmitArgPrefixes[Trainer]
     quick: bool = False
     """a small selection, under a minute on two cores; all of it takes several"""
     json: Path | None = None
@@ -502,7 +502,7 @@ def train(args: list[str]) -> int:
 
 def _parse_train(args: list[str], settings: Preset) -> Train:
     """`args` with `settings` as the defaults of all settings that they do not name."""
-    return parse(Train, "train", args, Train(settings, Machine()))
+    return parse(Train, "train", args, Train(settings, Trainer()))
 
 
 def _resume(asked: Train, args: list[str]) -> int:
@@ -702,7 +702,7 @@ def baseline(args: list[str]) -> int:
     if kind not in baselines.DEFAULTS:
         raise unknown("baseline", kind, baselines.DEFAULTS)
     asked = ask(baselines.DEFAULTS[kind])  # once more, with the defaults of the kind that was named
-    machine = Machine(asked.device, "float32", "off", asked.threads)
+    machine = Trainer(asked.device, "float32", "off", asked.threads)
     if asked.resume is not None and asked.out is not None:
         raise InputError("--out does not go with --resume, which goes on in the folder it names")
     from .baselines.train import new, resume

@@ -205,12 +205,20 @@ class Machine:
     device: str = "auto"
     """cpu, cuda or cuda:N"""
     dtype: str = "auto"
-    """of the chains: float32 or bfloat16; weights and their updates are float32"""
+    """of the chains: float32 or bfloat16; their states, the weights and the optimiser's sums are float32 in any case"""
     compile: str = "auto"
-    """on, off or graphs: compile the chain's step (costs up to a minute once); graphs: launch it as one CUDA graph, the
-    default on a GPU"""
+    """on, off or graphs: compile the chain's step and the update (costs a minute once); graphs: launch the step as
+    one CUDA graph, the default on a GPU"""
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
+
+
+@dataclass(frozen=True)
+class Trainer(Machine):
+    """A machine that also updates weights."""
+
+    update_dtype: str = "auto"
+    """of the update's forward and backward pass: float32 or bfloat16; auto: as the chains'"""
 
 
 RANGES: dict[str, tuple[float, float]] = {

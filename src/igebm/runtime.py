@@ -23,10 +23,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how chains run; `reason` says why in one line."""
+    """Where and how chains (`dtype`) and the update's two passes (`update`) run; `reason` says why in one line."""
 
     device: torch.device
     dtype: torch.dtype
+    update: torch.dtype
     compiled: bool | Literal["graphs"]
     threads: int
     reason: str
@@ -37,13 +38,14 @@ class Runtime:
         return {
             "device": self.device.type,
             "dtype": self.dtype_name,
+            "update": _name(self.update),
             "compiled": self.compiled,
             "threads": self.threads,
         }
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return _name(self.dtype)
 
 
 def probe(
@@ -52,6 +54,7 @@ def probe(
     compile: str = "auto",
     threads: int = 0,
     before: dict[str, Any] | None = None,
+    update_dtype: str = "auto",
 ) -> Runtime:
     """Choose what is "auto" (threads: 0) and check what is asked for. Takes under a second on a CPU.
 
@@ -75,8 +78,20 @@ def probe(
         kind, why_dtype = DTYPES[dtype], "dtype as asked"
     else:
         raise unknown("dtype", dtype, ["auto", *DTYPES])
+    if update_dtype not in ("auto", *DTYPES):
+        raise unknown("choice for --update-dtype", update_dtype, ["auto", *DTYPES])
+    # A run that was begun with updates in float32 (all were, once) goes on so.
+    as_chains = before is None or before.get("update", "float32") != "float32"
+    update = DTYPES.get(update_dtype, kind if as_chains else torch.float32)
+    why_dtype += "" if update is kind else f", updates in {_name(update)}"
     compiled, why_compile = _compiled(compile, where, before["compiled"] if before is not None else None)
-    return Runtime(where, kind, compiled, threads, "; ".join([why, why_dtype, why_compile, f"{threads} threads"]))
+    return Runtime(
+        where, kind, update, compiled, threads, "; ".join([why, why_dtype, why_compile, f"{threads} threads"])
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def choose_device(asked: str) -> tuple[torch.device, str]:
@@ -142,7 +157,7 @@ def _cgroup_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
 
 def _fastest_dtype(device: torch.device, before: torch.dtype | None = None) -> tuple[torch.dtype, str]:
     if before is not None and (before is torch.float32 or device.type == "cuda"):
-        return before, f"{str(before).removeprefix('torch.')} (as before)"
+        return before, f"{_name(before)} (as before)"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "bfloat16 (the GPU has it)"
@@ -155,7 +170,7 @@ def _fastest_dtype(device: torch.device, before: torch.dtype | None = None) -> t
     # speed.
     units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     kind = torch.bfloat16 if gain > (0.5 if before is not None else 0.7 if units else 2.0) else torch.float32
-    return kind, f"{str(kind).removeprefix('torch.')} (bfloat16 runs at {gain:.2g} times the speed of float32 here)"
+    return kind, f"{_name(kind)} (bfloat16 runs at {gain:.2g} times the speed of float32 here)"
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from ..data import Images, Loader, MissingSplit
 from ..data.named import NAMES
 from ..errors import Fault, InputError
 from ..files import whole, writable_folder
-from ..presets import Machine, flag
+from ..presets import Trainer, flag
 from ..runtime import Runtime
 from ..shapes import Shape
 from ..training import ema
@@ -140,7 +140,7 @@ def generator(run: Run) -> torch.Generator:
 def new(
     kind: Kind,
     settings: Settings,
-    machine: Machine,
+    machine: Trainer,
     out: Path | None = None,
     data_dir: Path | None = None,
     skip_bad: bool = False,
@@ -171,7 +171,7 @@ def resume(
     kind: Kind,
     folder: Path,
     ask: Callable[[Settings], Settings],
-    machine: Machine,
+    machine: Trainer,
     data_dir: Path | None = None,
     skip_bad: bool = False,
 ) -> tuple[Baseline, Outcome, Path]:

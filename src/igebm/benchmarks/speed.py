@@ -23,7 +23,7 @@ from ..data import Images, Loader
 from ..energy import energy_and_grad
 from ..model import Shape, build_image_net, build_kernel
 from ..nets.fold import Twin
-from ..presets import Machine
+from ..presets import Trainer
 from ..runtime import Runtime, probe
 from ..samplers import run
 from ..training import loop
@@ -38,11 +38,11 @@ CLASSES = tuple("0123456789")
 FIGURE_14A = presets.named("cifar10-cond")
 
 
-def bench(machine: Machine, quick: bool = False, say: Say = print) -> dict[str, Any]:
+def bench(machine: Trainer, quick: bool = False, say: Say = print) -> dict[str, Any]:
     """Measure and return plain data: `machine`, `rate` (matrix products), `rows` (each with ours_ms, reference_ms,
     speedup)."""
     load_before = os.getloadavg()
-    runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads)
+    runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads, update_dtype=machine.update_dtype)
     say(f"machine: {cpu_name()}; {runtime.reason}; load {load_before[0]:.2f}")
     rate = {
         name: matrix_rate(runtime, dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
@@ -142,12 +142,12 @@ def outside_share(state: states.TrainState, loader: Loader) -> float:
 
         return wrapped
 
-    plain = loop.samplers.run, loop.attached, torch.Tensor.backward
-    loop.samplers.run, loop.attached, torch.Tensor.backward = map(timed, plain)  # type: ignore[method-assign]
+    plain = loop.samplers.run, state.attached, torch.Tensor.backward
+    loop.samplers.run, state.attached, torch.Tensor.backward = map(timed, plain)  # type: ignore[method-assign]
     try:
         whole = best(lambda: train_step(state, loader, Guard(float("inf"))), 1, state.device)
     finally:
-        loop.samplers.run, loop.attached, torch.Tensor.backward = plain  # type: ignore[method-assign]
+        loop.samplers.run, state.attached, torch.Tensor.backward = plain  # type: ignore[method-assign]
     return 1 - method / whole
 
 

@@ -1,8 +1,9 @@
-"""A network with its condition bound, in the three forms that training needs, whatever the network is.
+"""A network with its condition bound, in the forms that training needs, whatever the network is.
 
 Images go through their folded form (fold.py); a trajectory's network is small and is called as it is.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -36,6 +37,15 @@ def sampled(net: nn.Module, dtype: torch.dtype, compiled: bool | Literal["graphs
 def attached(net: nn.Module, y: Tensor | None = None) -> Energy:
     """E(· | y) as a function of the parameters too: for chains and losses that gradients flow through."""
     return fold.attached(net, y) if isinstance(net, ImageEnergy) else lambda x: net(x, y)
+
+
+def updated(net: nn.Module, dtype: torch.dtype, compiled: bool) -> Callable[[Tensor | None], Energy]:
+    """y -> E(· | y) as the update takes it: `attached`, with an image network's two passes in `dtype` and, where asked,
+    compiled (so that it has first derivatives only)."""
+    if not isinstance(net, ImageEnergy):
+        return lambda y: attached(net, y)
+    value = torch.compile(fold.energy, fullgraph=True, dynamic=False) if compiled else fold.energy
+    return lambda y: fold.attached(net, y, dtype, value)
 
 
 def frozen(net: nn.Module, y: Tensor | None = None) -> Energy:

@@ -277,21 +277,29 @@ class Twin:
         return e, g
 
     def _stored(self, t: Tensor) -> Tensor:
-        layout = torch.channels_last if t.dim() == 4 else torch.contiguous_format
-        return t.to(self.dtype, copy=True, memory_format=layout)
+        return _laid_out(t.to(self.dtype, copy=True))
 
 
-def attached(net: ImageEnergy, y: Tensor | None = None) -> Energy:
+def attached(
+    net: ImageEnergy, y: Tensor | None = None, dtype: torch.dtype | None = None, value: Callable[..., Tensor] = energy
+) -> Energy:
     """E(· | y) on folded weights that stay functions of the parameters: for chains and losses that gradients flow
-    through."""
+    through. The network runs in `dtype` (None: the parameters'), folding and its gradient in the parameters' own;
+    `value` is `energy` or its compiled form."""
     weights, affines = fold(net), bind(net, y)
-    return lambda x: energy(net, weights, affines, x)
+    if dtype is not None:
+        weights, affines = _map(lambda w: _laid_out(w.to(dtype)), weights), _map(lambda a: a.to(dtype), affines)
+    return lambda x: value(net, weights, affines, x)
 
 
 def frozen(net: ImageEnergy, y: Tensor | None = None) -> Energy:
     """E_θ̄(· | y): differentiable in x to any order, but not in the parameters (eq. 9)."""
     weights, affines = _map(torch.Tensor.detach, fold(net)), _map(torch.Tensor.detach, bind(net, y))
     return lambda x: energy(net, weights, affines, x)
+
+
+def _laid_out(w: Tensor) -> Tensor:
+    return w.contiguous(memory_format=torch.channels_last) if w.dim() == 4 else w
 
 
 def _towers(net: ImageEnergy) -> Iterator[Tower]:

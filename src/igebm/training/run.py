@@ -25,7 +25,7 @@ from ..diagnostics import temperature
 from ..errors import InputError
 from ..files import located, what_is, writable_folder, write_json
 from ..limits import affordable
-from ..presets import Machine, Preset
+from ..presets import Preset, Trainer
 from ..runtime import Runtime, probe
 from ..shapes import SeriesShape, Shape, from_dict
 from . import state as states
@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 def new(
     name: str,
     preset: Preset,
-    machine: Machine,
+    machine: Trainer,
     out: Path | None = None,
     init_from: str | None = None,
     data_dir: Path | None = None,
@@ -76,7 +76,7 @@ def new(
 def resume(
     folder: Path,
     ask: Callable[[Preset], Preset],
-    machine: Machine,
+    machine: Trainer,
     data_dir: Path | None = None,
     skip_bad: bool = False,
 ) -> tuple[Outcome, Path]:
@@ -222,8 +222,8 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def open_machine(machine: Machine, before: dict[str, Any] | None = None) -> Runtime:
-    runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads, before)
+def open_machine(machine: Trainer, before: dict[str, Any] | None = None) -> Runtime:
+    runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads, before, machine.update_dtype)
     terminal.say(f"machine: {runtime.reason}")
     return runtime
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from .. import model, presets, ranks
 from ..buffer import Buffer
 from ..data.images import shown
+from ..energy import Energy
 from ..errors import Fault, InputError
 from ..files import what_is, whole
 from ..forecast import Forecaster
-from ..nets.bound import Plain, sampled
+from ..nets.bound import Plain, sampled, updated
 from ..nets.fold import Twin
 from ..nets.image import ImageEnergy
 from ..nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
@@ -33,6 +34,10 @@ from . import distributed, ema, optim
 CHECKPOINT, PREVIOUS, MODEL = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
 
 
+LEAST_COMPILED = 3 * 16 * 16
+"""numbers in an image from which on a compiled update repays, in a run of thousands, the half minute that it costs"""
+
+
 @dataclass
 class TrainState:
     """Network, averages, optimiser, buffer and counters of a run. `facts` say where it comes from (data, preset's
@@ -42,6 +47,9 @@ class TrainState:
     shape: Shape | SeriesShape
     net: ImageEnergy | TrajectoryEnergy | TrajectoryPredictor
     twin: Twin | Plain
+    """what chains run on"""
+    attached: Callable[[Tensor | None], Energy]
+    """y -> E(· | y) as a function of the weights too: what the update differentiates"""
     averages: ema.Averages
     optimizer: torch.optim.Adam
     buffer: Buffer
@@ -75,6 +83,7 @@ def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: d
         shape=shape,
         net=net,
         twin=sampled(net, runtime.dtype, runtime.compiled),
+        attached=updated(net, runtime.update, bool(runtime.compiled) and math.prod(shape.item) >= LEAST_COMPILED),
         averages=ema.start(net),
         optimizer=optim.adam(net, preset),
         buffer=Buffer(
@@ -247,6 +256,7 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     **{f"counters.{name}": _count for name in _COUNTERS if name != "slow_gap"},
     "counters.slow_gap": lambda v: isinstance(v, float) and math.isfinite(v), "runtime.device": _a(str),
     "runtime.dtype": lambda v: isinstance(v, str) and v in DTYPES, "runtime.compiled": _a(bool, str),
+    "runtime.update": lambda v: v is ... or (isinstance(v, str) and v in DTYPES),
     "runtime.threads": lambda v: _count(v) and v > 0,
 }  # fmt: skip
 """the parts of a checkpoint, and what each must be"""

@@ -14,6 +14,7 @@ from igebm.data.dsprites import CONDITIONS
 from igebm.energy import energy_and_grad, given
 from igebm.errors import InputError
 from igebm.model import Shape, build_net
+from igebm.nets.bound import updated
 from igebm.nets.fold import Twin, attached, fold, frozen, pooled
 from igebm.nets.image import ImageEnergy, encode, least_weights
 from igebm.nets.layers import Conditional, ResBlock, SpectralConv2d, power_iteration
@@ -201,6 +202,20 @@ def test_attached_energy_has_the_networks_weight_gradients():
     want = torch.autograd.grad(n(x, Y).sum(), list(n.parameters()))
     got = torch.autograd.grad(attached(n, Y)(x).sum(), list(n.parameters()))
     assert all(torch.allclose(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_bfloat16_update_is_close():
+    """The gradient of a contrast by two passes in bfloat16 is float32 and has the direction of the exact one, for every
+    weight by itself and for all."""
+    n, x = net().float(), torch.rand(8, 3, 16, 16)
+    y, parameters = Y.repeat(2), list(n.parameters())
+    contrast = lambda e: e[:4].mean() - e[4:].mean() + e.square().mean()
+    want = torch.autograd.grad(contrast(n(x, y)), parameters)
+    got = torch.autograd.grad(contrast(updated(n, torch.bfloat16, False)(y)(x)), parameters)
+    assert all(g.dtype == torch.float32 for g in got)
+    cosine = lambda a, b: nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0)
+    assert all(cosine(a, b) > 0.98 for a, b in zip(got, want, strict=True) if b.norm())
+    assert cosine(*(torch.cat([g.flatten() for g in gs]) for gs in (got, want))) > 0.999
 
 
 def test_frozen_energy_gives_the_weights_nothing():

@@ -59,6 +59,22 @@ def test_a_resumed_run_keeps_its_dtype_unless_it_crawls(monkeypatch):
         assert runtime.probe("cpu", before=kept | {"dtype": "float32"}).dtype is torch.float32
 
 
+def test_updates_run_as_chains_do_unless_asked_otherwise_or_begun_otherwise(monkeypatch):
+    """A run from before updates could run in bfloat16 kept no word of it: its updates stay in float32."""
+    monkeypatch.setattr(runtime, "_convolution_seconds", lambda dtype: 1.0)
+    f, b = torch.float32, torch.bfloat16
+    for dtype, asked, want in (("bfloat16", "auto", b), ("bfloat16", "float32", f), ("float32", "bfloat16", b)):
+        r = runtime.probe("cpu", dtype, "off", 1, update_dtype=asked)
+        assert r.update is want and ("updates in" in r.reason) == (r.update is not r.dtype)
+    old = dict(device="cpu", dtype="bfloat16", compiled=False, threads=1)
+    assert runtime.probe("cpu", before=old).update is f
+    assert runtime.probe("cpu", before=old, update_dtype="bfloat16").update is b
+    assert runtime.probe("cpu", before=old | {"update": "bfloat16"}).update is b
+    assert runtime.probe("cpu", before=old | {"dtype": "float32", "update": "float32"}).update is f
+    with pytest.raises(InputError, match="unknown choice for --update-dtype 'half'; .*bfloat16"):
+        runtime.probe("cpu", "float32", "off", 1, update_dtype="half")
+
+
 def test_threads_are_the_cores_this_process_may_use(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
     monkeypatch.setattr(runtime, "_cgroup_cores", lambda: None)
@@ -121,9 +137,11 @@ def compiled_against_eager(device: str, dtype: str, mode: str = "on") -> dict[st
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_step_is_the_eager_one_and_keeps_its_graph():
-    """One compilation serves every label and every later weight; energies and gradients are the eager ones."""
+    """One compilation serves every label and every later weight; energies and gradients are the eager ones, in the
+    chain and in the update."""
     found = compiled_against_eager("cpu", "float32")
     assert found["energy"] < 1e-4 and found["gradient"] < 1e-4 and found["graphs"] == 1
+    assert found["weights"] < 1e-4 and found["weights_graphs"] == 1
 
 
 @pytest.mark.slow
@@ -148,6 +166,7 @@ def test_graphs_without_a_gpu_are_refused():
 def test_compiled_gpu_energies_are_the_cpus(dtype, tolerance, mode):
     found = compiled_against_eager("cuda", dtype, mode)
     assert found["energy"] < tolerance and found["gradient"] < 5 * tolerance and found["graphs"] == 1
+    assert found["weights"] < 5 * tolerance and found["weights_graphs"] == 1
 
 
 @pytest.mark.gpu

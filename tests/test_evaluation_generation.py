@@ -164,7 +164,7 @@ def run_folder(tmp_path_factory, digits):
 
 
 def work_at(where, out) -> Work:
-    runtime = Runtime(torch.device("cpu"), torch.float32, False, 1, "test")
+    runtime = Runtime(torch.device("cpu"), torch.float32, torch.float32, False, 1, "test")
     return Work(model.load(where), str(where), runtime, Common(), out)
 
 

@@ -130,7 +130,7 @@ def test_swapping_the_sets_mirrors_the_interval():
 @pytest.fixture(scope="module")
 def digits_work(tmp_path_factory) -> Work:
     m = model.load("digits")
-    runtime = Runtime(torch.device("cpu"), torch.float32, False, 1, "test")
+    runtime = Runtime(torch.device("cpu"), torch.float32, torch.float32, False, 1, "test")
     return Work(m, "digits", runtime, Common(), tmp_path_factory.mktemp("out"))
 
 

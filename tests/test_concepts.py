@@ -130,8 +130,8 @@ def test_the_bundled_models_know_place_and_scale_of_pictures_they_are_shown():
         m = model.load(f"dsprites-{factor}")
         size, found = inference.step_size(m.preset, 0.03), []
         for k in range(len(x)):
-            y = torch.from_numpy(drawn(m.shape.latents, 128, np.random.default_rng(k)))
-            E = m.twin.over(x[k : k + 1].expand(128, -1, -1, -1))
+            y = torch.from_numpy(drawn(m.shape.latents, 32, np.random.default_rng(k)))
+            E = m.twin.over(x[k : k + 1].expand(32, -1, -1, -1))
             end = inference.chain(E, y, m.shape.latents, 200, size, 0.03, torch.Generator().manual_seed(k))
             found.append(end.mean(0).numpy())
         assert np.abs(np.array(found) - true).mean() < most

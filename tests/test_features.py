@@ -54,7 +54,7 @@ def network(tmp_path_factory) -> tuple[Path, str, Small]:
     torch.manual_seed(0)
     net, path = Small(), tmp_path_factory.mktemp("network") / "small.pt"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         torch.jit.save(torch.jit.script(net), str(path))
     return path, hashlib.sha256(path.read_bytes()).hexdigest(), net
 

@@ -129,7 +129,7 @@ def inception(
     """
     content = _find(file, data_dir, screen, sha256, url)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which is what the file is
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and is what the file is
         net = torch.jit.load(io.BytesIO(content), map_location=device).eval()
     weight = net.output.weight
 

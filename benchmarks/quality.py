@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from igebm import data, model
@@ -61,13 +62,21 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=float, default=0, help="of the classifier; 0: 30 for under 10,000 images, else 8"
     )
+    parser.add_argument("--classifier", type=Path, help="a file that keeps the classifier, for the next models")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     runtime = probe()
     first = model.load(asked.models[0])
     train, test = (data.load(first.preset.data, split, data_dir=asked.data_dir) for split in ("train", "test"))
-    net = train_classifier(train, int(asked.epochs * len(train.x) / BATCH) or steps_for(train), device=runtime.device)
+    if asked.classifier and asked.classifier.exists():
+        net = Classifier(train.x.shape[-1], len(train.classes)).to(runtime.device).eval()
+        safetensors.torch.load_model(net, asked.classifier)
+    else:
+        steps = int(asked.epochs * len(train.x) / BATCH) or steps_for(train)
+        net = train_classifier(train, steps, device=runtime.device)
+        if asked.classifier:
+            safetensors.torch.save_model(net, str(asked.classifier))
     p = probabilities(net, test.x, runtime.device)
     judged = {
         "test_accuracy": round(float((p.argmax(1) == test.y).mean()), 4),

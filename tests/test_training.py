@@ -164,6 +164,25 @@ def test_paper_clip_does_not_freeze_what_had_no_gradient_yet():
     assert p.grad[1].item() == 7.0
 
 
+def test_a_large_tensor_is_clipped_as_small_ones_are():
+    """More entries than are clipped at a time, beside a bias: the bounds of the second step worked out in NumPy."""
+    net = nn.Linear(601, 400)
+    optimizer, rng = optim.adam(net, TINY), np.random.default_rng(0)
+    first, second = ([rng.normal(0, s, p.shape) for p in net.parameters()] for s in (1.0, 4.0))
+    for g in first:
+        g.flat[::7] = 0
+    for gradients in (first, second):
+        for p, g in zip(net.parameters(), gradients, strict=True):
+            p.grad = torch.tensor(g, dtype=torch.float32)
+        share = optim.clip_to_sigmas(optimizer, "paper").item()
+        optimizer.step()
+    bounds = [np.where(g == 0, np.inf, 3 * np.abs(g)) for g in first]  # v̂₁ = g₁²
+    for p, g, b in zip(net.parameters(), second, bounds, strict=True):
+        np.testing.assert_allclose(p.grad.numpy(), np.clip(g, -b, b), rtol=1e-5)
+    over = [np.abs(g) > b for g, b in zip(second, bounds, strict=True)]
+    assert 0.2 < share == pytest.approx(np.mean(np.concatenate([o.ravel() for o in over])), abs=1e-4)
+
+
 def test_warm_up_is_linear():
     assert [optim.warmed_up(1e-3, s, 4) for s in (1, 2, 4, 9)] == pytest.approx([2.5e-4, 5e-4, 1e-3, 1e-3])
     assert optim.warmed_up(1e-3, 1, 0) == 1e-3

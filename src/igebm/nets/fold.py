@@ -50,7 +50,7 @@ Affines = tuple[tuple[Affine, ...], ...]
 def pooled(w: Float[Tensor, "o i k k"]) -> Float[Tensor, "o i k2 k2"]:
     """The kernel that does `w` and then a 2x2 average pool, at stride 2: w'[i, j] = ¼ Σ_{a, b ∈ {0, 1}} w[i - a, j -
     b]"""
-    w = F.pad(w, (1, 1, 1, 1))
+    w = F.pad(_laid_out(w), (1, 1, 1, 1))  # channels last: sums over rows of channels, not of three numbers
     return (w[..., :-1, :-1] + w[..., 1:, :-1] + w[..., :-1, 1:] + w[..., 1:, 1:]) / 4
 
 

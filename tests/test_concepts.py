@@ -119,12 +119,12 @@ def test_a_chain_over_latents_samples_the_posterior_it_should(generator):
 
 
 def test_the_bundled_models_know_place_and_scale_of_pictures_they_are_shown():
-    """Eight sprites whose latents are known: the mean of the posterior at the temperature of training is nearer to them
+    """Four sprites whose latents are known: the mean of the posterior at the temperature of training is nearer to them
     than the middle of the range, which is off by 0.25 in place and by 0.15 in scale."""
-    turn = np.radians([0, 40, 200, 70, 100, 300, 150, 10])
-    place = np.array([[0.2, 0.7], [0.8, 0.2], [0.5, 0.5], [0.3, 0.9], [0.7, 0.4], [0.4, 0.1], [0.9, 0.8], [0.1, 0.3]])
-    scale = np.array([1, 0.9, 1, 0.8, 1, 0.9, 0.7, 0.8])
-    z = Sprites(np.array([0, 1, 2, 0, 1, 2, 1, 2]), scale, turn, place[:, 0], place[:, 1])
+    turn = np.radians([0, 40, 200, 70])
+    place = np.array([[0.2, 0.7], [0.8, 0.2], [0.5, 0.5], [0.3, 0.9]])
+    scale = np.array([1, 0.9, 1, 0.8])
+    z = Sprites(np.array([0, 1, 2, 0]), scale, turn, place[:, 0], place[:, 1])
     x = torch.from_numpy(pictures(z, 32)).permute(0, 3, 1, 2).float() / 255
     for factor, true, most in (("position", place, 0.06), ("scale", scale[:, None], 0.1)):
         m = model.load(f"dsprites-{factor}")

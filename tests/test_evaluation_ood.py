@@ -193,6 +193,9 @@ def test_a_set_against_itself_is_a_coin_toss(tmp_path):
 
 
 def test_a_named_set_that_is_not_at_hand_is_left_out_and_said(tmp_path, capsys, monkeypatch):
+    # The libraries read the variable when they are first imported, which is before or after this.
+    for name in ("huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
+        monkeypatch.setattr(name, True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     args = ("--data-dir", tmp_path, "--n", 20)
     assert ood(tmp_path / "a", *args, "--against", "svhn", "constant") == 0

@@ -251,12 +251,12 @@ def test_redirected_streams_of_a_process_hold_no_bar(tmp_path):
 
 def test_libraries_that_read_from_the_hub_draw_no_bar_into_a_file(work, tmp_path, capfd, monkeypatch):
     """`datasets` draws bars whatever stderr is; a folder on disk is read as a set on the hub would be."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # not before the import: the library would stay offline
     (tmp_path / "set").mkdir()
     for i in range(3):
         Image.new("L", (8, 8), i).save(tmp_path / "set" / f"{i}.png")
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     splits = hub.download(str(tmp_path / "set"), None, "nowhere", terminal.say)
     assert len(splits["train"]) == 3

@@ -191,6 +191,7 @@ def stand_ins(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", here.url)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     yield tmp_path
     here.close()

@@ -44,6 +44,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", here.url)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read when it was first imported, by whichever test
     monkeypatch.chdir(tmp_path)
     hub.model_file.cache_clear()
     yield here

@@ -521,6 +521,23 @@ def test_two_processes_on_one_run_folder(tmp_path, capsys):
         process.communicate()
 
 
+@pytest.mark.parametrize("classes, weight", [("a b", 0.05), ("a", 0.0), ("", 0.0)])
+def test_a_presets_posterior_of_labels_needs_two_of_them(classes, weight, tmp_path, capsys):
+    """What the user did not ask for is left out where it cannot be, and that is said (asked for, it is refused)."""
+    photos = tmp_path / "photos"
+    for folder in [photos / name for name in classes.split()] or [photos]:
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(folder / f"{i}.png")
+    line = ["train", "cifar10-cond-small", "--data", str(photos), "--dry-run"]
+    assert main(line) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["settings"]["label_weight"] == weight
+    assert ("no labels to tell apart" in said.err) == (weight == 0)
+    if not weight:
+        assert main([*line, "--label-weight", "0.1"]) == 2
+
+
 # The real thing
 
 

@@ -546,7 +546,7 @@ def _dry_run(asked: Train) -> int:
 
     presets.checked(asked.settings)
     images = open_data(asked.settings, asked.data_dir, asked.skip_bad)
-    preset = settled(asked.settings, images)
+    preset = settled(asked.preset, asked.settings, images)
     from .training.cost import cost
 
     about = {

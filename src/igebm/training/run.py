@@ -54,7 +54,7 @@ def new(
     series = preset.network == "trajectory"
     source = (forecast.load(init_from) if series else model.load(init_from)) if init_from else None
     images = open_data(preset, data_dir, skip_bad)
-    preset = settled(preset, images)
+    preset = settled(name, preset, images)
     shape = shape_of(preset, images)
     # Refused before the folder is made: what does not fit the memory, a network or crops that do not fit the images.
     fits_memory(preset, shape, runtime)
@@ -262,8 +262,9 @@ def open_loader(preset: Preset, found: Images | Series, runtime: Runtime) -> Loa
     )
 
 
-def settled(preset: Preset, found: Images | Series) -> Preset:
-    """The preset with what the data decide: a path made absolute, no condition where there are no labels."""
+def settled(name: str, preset: Preset, found: Images | Series) -> Preset:
+    """The settings, begun from the preset `name`, with what the data decide: a path made absolute, no condition where
+    there are no labels, and no posterior of them where there is one at most."""
     if isinstance(found, Images) and preset.conditional and not (found.classes or found.latents):
         terminal.say(f"{found.name} has no labels, so the model is unconditional")
         preset = replace(preset, conditional=False)
@@ -271,9 +272,12 @@ def settled(preset: Preset, found: Images | Series) -> Preset:
         raise InputError(f"--latent-steps {preset.latent_steps}: {found.name} has no latents; leave it out")
     told_apart = preset.conditional and isinstance(found, Images) and (len(found.classes) > 1 or found.latents)
     if preset.label_weight and not told_apart:
-        raise InputError(
-            f"{found.name} gives no labels to tell apart: leave out --label-weight {preset.label_weight:g}"
-        )
+        if preset.label_weight != presets.named(name).label_weight:
+            raise InputError(
+                f"{found.name} gives no labels to tell apart: leave out --label-weight {preset.label_weight:g}"
+            )
+        terminal.say(f"no labels to tell apart, so the preset's --label-weight {preset.label_weight:g} is left out")
+        preset = replace(preset, label_weight=0.0)
     path = located(preset.data)
     here = preset.data not in NAMES and existing(path)
     return replace(preset, data=str(path.resolve())) if here else preset

@@ -163,7 +163,11 @@ def _fastest_dtype(device: torch.device, before: torch.dtype | None = None) -> t
             return torch.bfloat16, "bfloat16 (the GPU has it)"
         return torch.float32, "float32 (the GPU has no bfloat16)"
     # In turn and the best of many: another busy process slows single runs ten times, and must not decide.
+    # On one thread: two wait for each other, and beside busy processes for those too (a ratio of 3 was seen as 0.06).
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     trials = [(_convolution_seconds(torch.float32), _convolution_seconds(torch.bfloat16)) for _ in range(12)]
+    torch.set_num_threads(threads)
     gain = min(t for t, _ in trials) / min(t for _, t in trials)
     # The processor's flags are the first guess, and the trial must contradict them clearly to be heard: a noisy machine
     # must not choose by chance, or the same seed would give other samples. A run that had bfloat16 keeps it at half

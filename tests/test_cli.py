@@ -521,7 +521,7 @@ def test_two_processes_on_one_run_folder(tmp_path, capsys):
         process.communicate()
 
 
-@pytest.mark.parametrize("classes, weight", [("a b", 0.05), ("a", 0.0), ("", 0.0)])
+@pytest.mark.parametrize("classes, weight", [("a b", 0.2), ("a", 0.0), ("", 0.0)])
 def test_a_presets_posterior_of_labels_needs_two_of_them(classes, weight, tmp_path, capsys):
     """What the user did not ask for is left out where it cannot be, and that is said (asked for, it is refused)."""
     photos = tmp_path / "photos"

@@ -3,7 +3,8 @@ MODE`, MODE on or graphs.
 
 A compiled twin against the eager float32 one on the CPU, over other labels and other weights, in a product; prints the
 largest deviations of energies and gradients, relative to the largest values, and the number of graphs compiled. Then
-the compiled update: the deviation of its weight gradient from the plain network's, and its graphs.
+the compiled update: the deviation of its weight gradient from the plain network's, and its graphs; and what a batch of
+yet another size gives where the compiler keeps no more.
 """
 
 import json
@@ -57,4 +58,11 @@ for labels in ([0, 1, 2, -1], [2, 2, 0, 1]):
     got = torch.autograd.grad(contrast(attached(y.to(device))(x.to(device))), list(other.parameters()))
     want, got = (torch.cat([g.cpu().flatten() for g in gradients]) for gradients in (want, got))
     off_w = max(off_w, ((got - want).norm() / want.norm()).item())
+
+# One shape more than the compiler keeps: eagerly, and no end of the chain.
+compiled.refresh()
+few, wanted = (x[:3].to(device), y[:3].to(device)), net(x[:3], y[:3])
+with torch._dynamo.config.patch(recompile_limit=1):
+    beyond = attached(few[1])(few[0]), energy_and_grad(compiled.given(few[1]), few[0])[0]
+found["beyond"] = max(((e.detach().cpu() - wanted).abs().max() / wanted.abs().max()).item() for e in beyond)
 print(json.dumps(found | {"weights": off_w, "weights_graphs": counters["stats"]["unique_graphs"]}))

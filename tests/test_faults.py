@@ -257,7 +257,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(dataset, tmp_path):  # noqa: F
         told = []
         saved = states.read_checkpoint(tmp_path / "run", told.append)
         if told:
-            assert saved["counters"]["step"] == 4 and "fails its checksum" in told[0] or "damaged" in told[0]
+            assert saved["counters"]["step"] == 4 and ("fails its checksum" in told[0] or "damaged" in told[0])
         else:  # the bit was in padding between two parts, which nothing reads
             path.write_bytes(whole)
             assert_same(saved, states.read_checkpoint(tmp_path / "run", pytest.fail))

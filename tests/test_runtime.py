@@ -95,6 +95,10 @@ def test_without_a_compiler_a_cpu_run_stays_eager_and_says_so(monkeypatch):
     assert not r.compiled and "no C++ compiler" in r.reason
     with pytest.raises(InputError, match="no C.. compiler here"):
         runtime.probe("cpu", "float32", "on", 1)
+    gpu = torch.device("cuda")
+    assert runtime._compiled("auto", gpu) == (False, "eager (no C compiler)")
+    with pytest.raises(InputError, match="--compile graphs: there is no C compiler here; install gcc"):
+        runtime._compiled("graphs", gpu)
 
 
 def test_c29_a_card_too_old_to_run_anything(monkeypatch):
@@ -140,8 +144,9 @@ def compiled_against_eager(device: str, dtype: str, mode: str = "on") -> dict[st
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_step_is_the_eager_one_and_keeps_its_graph():
     """One compilation serves every label and every later weight; energies and gradients are the eager ones, in the
-    chain and in the update."""
+    chain and in the update, and for a batch size beyond those that the compiler keeps."""
     found = compiled_against_eager("cpu", "float32")
+    assert found["beyond"] < 1e-4
     assert found["energy"] < 1e-4 and found["gradient"] < 1e-4 and found["graphs"] == 1
     assert found["weights"] < 1e-4 and found["weights_graphs"] == 1
 
@@ -168,7 +173,7 @@ def test_graphs_without_a_gpu_are_refused():
 def test_compiled_gpu_energies_are_the_cpus(dtype, tolerance, mode):
     found = compiled_against_eager("cuda", dtype, mode)
     assert found["energy"] < tolerance and found["gradient"] < 5 * tolerance and found["graphs"] == 1
-    assert found["weights"] < 5 * tolerance and found["weights_graphs"] == 1
+    assert found["weights"] < 5 * tolerance and found["weights_graphs"] == 1 and found["beyond"] < tolerance
 
 
 @pytest.mark.gpu

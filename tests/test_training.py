@@ -445,21 +445,23 @@ def dataset(tmp_path):
 
 
 VARIANTS = {
-    "paper": {},
-    "everything": dict(flip=True, crop=1, dropout=0.3, kl="last", restart=0.3),
-    "ring": dict(buffer_policy="ring"),
+    "paper": ("float32", {}),
+    "bfloat16": ("bfloat16", {}),
+    "everything": ("float32", dict(flip=True, crop=1, dropout=0.3, kl="last", restart=0.3)),
+    "ring": ("float32", dict(buffer_policy="ring")),
 }
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
-def test_c04_resumed_is_uninterrupted_bit_for_bit(options, dataset, tmp_path, capsys):
+@pytest.mark.parametrize("dtype, options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_c04_resumed_is_uninterrupted_bit_for_bit(dtype, options, dataset, tmp_path, capsys):
     """25 images in batches of 4. A: 20 steps. B: 9, then to 20 (in mid-epoch). C: 18 + 2. D: four pieces. All equal,
     log too."""
     p = replace(TINY, data=str(dataset), batch=4, save_every=5, **options)
+    machine = replace(CPU, dtype=dtype)
     for name, pieces in {"A": [20], "B": [9, 20], "C": [18, 20], "D": [3, 7, 12, 20]}.items():
-        new("tiny", replace(p, steps=pieces[0]), CPU, tmp_path / name)
+        new("tiny", replace(p, steps=pieces[0]), machine, tmp_path / name)
         for total in pieces[1:]:
-            resume(tmp_path / name, lambda had, total=total: replace(had, steps=total), CPU)
+            resume(tmp_path / name, lambda had, total=total: replace(had, steps=total), machine)
     straight, log = contents(tmp_path / "A")
     assert [line["step"] for line in log] == list(range(1, 21))
     for name in "BCD":

@@ -208,7 +208,7 @@ class Machine:
     """of the chains: float32 or bfloat16; their states, the weights and the optimiser's sums are float32 in any case"""
     compile: str = "auto"
     """on, off or graphs: compile the chain's step and the update (costs a minute once); graphs: launch the step as
-    one CUDA graph, the default on a GPU"""
+    one CUDA graph too. auto: training takes graphs on a GPU and on where there is AMX; all else is off"""
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
 

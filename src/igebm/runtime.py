@@ -194,15 +194,21 @@ def _compiled(
 ) -> tuple[bool | Literal["graphs"], str]:
     if asked not in ("auto", "on", "off", "graphs"):
         raise unknown("choice for --compile", asked, ["auto", "on", "off", "graphs"])
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    # Inductor wants a C++ compiler for a CPU's kernels, Triton a C compiler for what launches a GPU's.
+    gpu = device.type == "cuda"
+    names = [os.environ.get("CC", "cc"), "gcc", "clang"] if gpu else [os.environ.get("CXX", "c++"), "g++", "clang++"]
+    language, install = ("C", "gcc") if gpu else ("C++", "g++")
     if asked == "off":
         return False, "eager as asked"
-    if device.type == "cpu" and compiler is None:
-        if asked == "on":
-            raise InputError("--compile on: there is no C++ compiler here; install g++, or leave --compile off")
-        return False, "eager (no C++ compiler)"
+    if not any(map(shutil.which, names)):
+        if asked == "on" or (asked == "graphs" and gpu):
+            raise InputError(
+                f"--compile {asked}: there is no {language} compiler here; install {install}, or leave --compile off"
+            )
+        if asked == "auto":
+            return False, f"eager (no {language} compiler)"
     if asked == "graphs":
-        if device.type != "cuda":
+        if not gpu:
             raise InputError(
                 f"--compile graphs: CUDA graphs need a GPU, chains run on the {device.type}; use on or off"
             )
@@ -211,7 +217,7 @@ def _compiled(
         return True, "compiled as asked"
     if before is not None:
         return before, "compiled (as before)" if before else "eager (as before)"
-    if device.type == "cuda":
+    if gpu:
         return "graphs", "compiled, launched as CUDA graphs"
     if torch.cpu._is_amx_tile_supported():
         return True, "compiled (AMX)"

@@ -44,7 +44,7 @@ def updated(net: nn.Module, dtype: torch.dtype, compiled: bool) -> Callable[[Ten
     compiled (so that it has first derivatives only)."""
     if not isinstance(net, ImageEnergy):
         return lambda y: attached(net, y)
-    value = torch.compile(fold.energy, fullgraph=True, dynamic=False) if compiled else fold.energy
+    value = fold.compile(fold.energy, fold.energy) if compiled else fold.energy
     return lambda y: fold.attached(net, y, dtype, value)
 
 

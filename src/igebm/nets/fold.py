@@ -48,8 +48,10 @@ Affines = tuple[tuple[Affine, ...], ...]
 
 
 def pooled(w: Float[Tensor, "o i k k"]) -> Float[Tensor, "o i k2 k2"]:
-    """The kernel that does `w` and then a 2x2 average pool, at stride 2: w'[i, j] = ¼ Σ_{a, b ∈ {0, 1}} w[i - a, j -
-    b]"""
+    """The kernel that does `w` and then a 2x2 average pool, at stride 2:
+
+    w'[i, j] = ¼ Σ_{a, b ∈ {0, 1}} w[i - a, j - b]
+    """
     w = F.pad(_laid_out(w), (1, 1, 1, 1))  # channels last: sums over rows of channels, not of three numbers
     return (w[..., :-1, :-1] + w[..., 1:, :-1] + w[..., :-1, 1:] + w[..., 1:, 1:]) / 4
 
@@ -223,9 +225,7 @@ class Twin:
         self.net, self.dtype = net, dtype
         with torch.no_grad():
             self.weights: Weights = _map(self._stored, fold(net))
-        # fullgraph: an energy whose graph breaks would be slower than the eager one.
-        compile = lambda f: torch.compile(f, fullgraph=True, dynamic=False)
-        self._value_and_grad = compile(self._traced) if compiled else self._eager
+        self._value_and_grad = compile(self._traced, self._eager) if compiled else self._eager
         self._recorded: dict[tuple, Recorded] | None = {} if compiled == "graphs" else None
 
     @torch.no_grad()
@@ -278,6 +278,20 @@ class Twin:
 
     def _stored(self, t: Tensor) -> Tensor:
         return _laid_out(t.to(self.dtype, copy=True))
+
+
+def compile(f: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` compiled for each shape that it meets, and `eager` for those beyond the number that the compiler keeps."""
+    # fullgraph: an energy whose graph breaks would be slower than the eager one.
+    compiled = torch.compile(f, fullgraph=True, dynamic=False)
+
+    def call(*args: Any) -> Any:
+        try:
+            return compiled(*args)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            return eager(*args)
+
+    return call
 
 
 def attached(

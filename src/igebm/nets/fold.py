@@ -282,13 +282,15 @@ class Twin:
 
 def compile(f: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
     """`f` compiled for each shape that it meets, and `eager` for those beyond the number that the compiler keeps."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit  # takes seconds, which what stays eager need not wait
+
     # fullgraph: an energy whose graph breaks would be slower than the eager one.
     compiled = torch.compile(f, fullgraph=True, dynamic=False)
 
     def call(*args: Any) -> Any:
         try:
             return compiled(*args)
-        except torch._dynamo.exc.FailOnRecompileLimitHit:
+        except FailOnRecompileLimitHit:
             return eager(*args)
 
     return call

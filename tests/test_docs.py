@@ -323,6 +323,34 @@ def test_numbers_on_cifar10_are_those_of_the_files():
     ]
 
 
+@pytest.mark.parametrize("name", ["avx512-bf16", "amx", "h200"])
+def test_speeds_are_those_of_the_files(name):
+    """README's tables of `igebm bench`: each row's numbers, as rounded there, are one row of the file that is linked
+    before it; and the AMX and H200 tables' shares outside the work."""
+    found = json.loads((HERE / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
+    page = (HERE / "README.md").read_text(encoding="utf-8")
+    rows = page[page.index(f"(benchmarks/results/{name}.json)") :].split("\n\n")[1].splitlines()[2:]
+    assert len(rows) == (4 if name == "h200" else 8)
+    for row in rows:
+        what, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        shown = [number for cell in cells for number in re.findall(r"[0-9][0-9.,]*", cell)]
+        near = [
+            shown == [f"{value:,.{len(text.partition('.')[2])}f}" for value, text in zip(said, shown, strict=False)]
+            for r in found
+            for per in ((1, 1000) if "iteration" in r["what"] else (1,))
+            for said in [
+                [r["ours_mib"], r["reference_mib"], r["ratio"]]
+                if "ratio" in r
+                else [r["ours_ms"] / per, r["reference_ms"] / per, r["speedup"], r["share_of_matrix_rate"]]
+            ]
+        ]
+        assert near.count(True) == 1, row
+    if name != "avx512-bf16":
+        outside = [100 * r["outside"] for r in found if "outside" in r]
+        said = "Of such an iteration {:.1f} and {:.1f} %" if name == "amx" else "in batches of 32 {:.0f} to {:.0f} %"
+        assert said.format(*outside) in page
+
+
 def test_numbers_on_concepts_are_those_of_the_files():
     """README's table: each factor alone by the models' cards, in the product of four, by a blind guess; and what was
     held out of training beside the rest."""

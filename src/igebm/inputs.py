@@ -16,8 +16,7 @@ from .runtime import Runtime, probe
 def open_model(where: str, machine: Machine) -> tuple[Model, Runtime]:
     """A MODEL argument as a Model on the machine's device, in its sampling dtype."""
     model.find(where)  # a wrong name is said before the machine is looked at
-    compile = machine.compile if machine.compile != "auto" else "off"
-    runtime = probe(machine.device, machine.dtype, compile, machine.threads)
+    runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads)
     return model.load(where, runtime.device, runtime.dtype, runtime.compiled), runtime
 
 

@@ -199,7 +199,7 @@ def _compiled(
     names = [os.environ.get("CC", "cc"), "gcc", "clang"] if gpu else [os.environ.get("CXX", "c++"), "g++", "clang++"]
     language, install = ("C", "gcc") if gpu else ("C++", "g++")
     if asked == "off":
-        return False, "eager as asked"
+        return False, "eager (compile: off)"
     if not any(map(shutil.which, names)):
         if asked == "on" or (asked == "graphs" and gpu):
             raise InputError(

@@ -7,6 +7,7 @@ The algebra is differentiable (`fold`, `bind`, `energy`), so that training can t
 in the sampling dtype, refreshed in place, on which chains run.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -291,6 +292,7 @@ def compile(f: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., A
         try:
             return compiled(*args)
         except FailOnRecompileLimitHit:
+            warnings.warn("the compiler keeps no more shapes of batches: those beyond run eagerly", stacklevel=2)
             return eager(*args)
 
     return call

@@ -46,7 +46,7 @@ for labels in ([0, 1, 2, -1], [2, 2, 2, 2], [0, 0, 1, 1]):
 found = {"energy": off_e, "gradient": off_g, "graphs": counters["stats"]["unique_graphs"]}
 
 counters.clear()
-attached, off_w = updated(other, dtype, compiled=True), 0.0
+update, off_w = updated(other, dtype, compiled=True), 0.0
 contrast = lambda e: e[:2].mean() - e[2:].mean() + 0.1 * e.square().mean()
 for labels in ([0, 1, 2, -1], [2, 2, 0, 1]):
     with torch.no_grad():
@@ -55,7 +55,7 @@ for labels in ([0, 1, 2, -1], [2, 2, 0, 1]):
     other.load_state_dict(net.state_dict())
     y = torch.tensor(labels)
     want = torch.autograd.grad(contrast(net(x, y)), list(net.parameters()))
-    got = torch.autograd.grad(contrast(attached(y.to(device))(x.to(device))), list(other.parameters()))
+    got = torch.autograd.grad(contrast(update(y.to(device))(x.to(device))), list(other.parameters()))
     want, got = (torch.cat([g.cpu().flatten() for g in gradients]) for gradients in (want, got))
     off_w = max(off_w, ((got - want).norm() / want.norm()).item())
 
@@ -63,6 +63,6 @@ for labels in ([0, 1, 2, -1], [2, 2, 0, 1]):
 compiled.refresh()
 few, wanted = (x[:3].to(device), y[:3].to(device)), net(x[:3], y[:3])
 with torch._dynamo.config.patch(recompile_limit=1):
-    beyond = attached(few[1])(few[0]), energy_and_grad(compiled.given(few[1]), few[0])[0]
+    beyond = update(few[1])(few[0]), energy_and_grad(compiled.given(few[1]), few[0])[0]
 found["beyond"] = max(((e.detach().cpu() - wanted).abs().max() / wanted.abs().max()).item() for e in beyond)
 print(json.dumps(found | {"weights": off_w, "weights_graphs": counters["stats"]["unique_graphs"]}))

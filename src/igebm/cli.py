@@ -759,11 +759,11 @@ def bench(args: list[str]) -> int:
     from .files import writable_file, write_json
 
     if asked.json == Path("-"):
-        terminal.result(run(asked.machine, asked.quick, terminal.say), True, str)
+        terminal.result(run(asked.machine, quick=asked.quick, say=terminal.say), True, str)
         return 0
     if asked.json is not None:
         writable_file(asked.json)  # before minutes of work
-    measured = run(asked.machine, asked.quick)
+    measured = run(asked.machine, quick=asked.quick)
     if asked.json is not None:
         write_json(asked.json, measured)
     return 0

@@ -59,8 +59,8 @@ def probe(
     """Choose what is "auto" (threads: 0) and check what is asked for. Takes under a second on a CPU.
 
     `before` is what a run that is resumed computed with (`Runtime.kept`): on the same kind of device it takes the
-    place of
-    "auto", so that the numbers go on as they were, except for a dtype that this machine runs at under half speed.
+    place of "auto", so that the numbers go on as they were, except for a dtype that this machine runs at under half
+    speed.
     Sets torch's thread count, and on a GPU that cuDNN tries its algorithms. Raises InputError for a device, dtype or
     compiler that this machine does not have.
     """

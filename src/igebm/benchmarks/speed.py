@@ -5,6 +5,7 @@ alike. The limit is the rate of a large matrix product in the sampling dtype; th
 operations (the reference would need about twice as many for the same energies).
 """
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ import torch
 from .. import presets
 from ..circumstances import circumstances, cpu_name
 from ..data import Images, Loader
-from ..energy import energy_and_grad
+from ..errors import Fault
 from ..model import Shape, build_image_net, build_kernel
 from ..nets.fold import Twin
 from ..presets import Trainer
-from ..runtime import Runtime, probe
+from ..runtime import DTYPES, Runtime, probe
 from ..samplers import run
 from ..training import loop
 from ..training import state as states
@@ -38,37 +39,53 @@ CLASSES = tuple("0123456789")
 FIGURE_14A = presets.named("cifar10-cond")
 
 
-def bench(machine: Trainer, quick: bool = False, say: Say = print) -> dict[str, Any]:
-    """Measure and return plain data: `machine`, `rate` (matrix products), `rows` (each with ours_ms, reference_ms,
-    speedup)."""
-    load_before = os.getloadavg()
+class Plan(NamedTuple):
+    """What is measured, and how often: widths, batches and chain steps of Fig. 14a."""
+
+    langevin: tuple[tuple[int, int], ...] = ((128, 32), (128, 128), (64, 32), (64, 128))
+    iteration: tuple[tuple[int, int, int], ...] = ((128, 32, 20), (64, 32, 20))
+    memory: tuple[tuple[int, int], ...] = ((128, 32), (128, 128))
+    repeats: int = 5
+    products: int = 20
+
+
+QUICK = Plan(((64, 32),), ((64, 32, 6),), ((64, 32),), repeats=3)
+PAPER = (128, 128, 60)
+"""the paper's iteration, on a GPU alone: on a CPU the reference takes an hour for it"""
+
+
+def bench(machine: Trainer, plan: Plan | None = None, quick: bool = False, say: Say = print) -> dict[str, Any]:
+    """Measure and return plain data: `machine`, `rate_flop_per_s` (matrix products), `seconds` (of all), `rows` (each
+    with ours_ms, reference_ms, speedup, share_of_matrix_rate; those of memory with ours_mib, reference_mib, ratio)."""
+    began, load_before = time.perf_counter(), os.getloadavg()
+    plan = plan or (QUICK if quick else Plan())
     runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads, update_dtype=machine.update_dtype)
     if quick and machine.compile == "auto" and runtime.compiled and runtime.device.type == "cpu":
         runtime = replace(runtime, compiled=False, reason=runtime.reason + "; eager for --quick (a compiler's minute)")
     say(f"machine: {cpu_name()}; {runtime.reason}; load {load_before[0]:.2f}")
-    rate = {
-        name: matrix_rate(runtime, dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    }
+    rate = {name: matrix_rate(runtime, dtype, plan.products) for name, dtype in DTYPES.items()}
     say("matrix products: " + ", ".join(f"{name} {r / 1e9:.0f} GFLOP/s" for name, r in rate.items()))
     rows = []
 
     def done(row: dict[str, Any]) -> None:
         # The limit is the best rate of the whole run: on a shared machine one moment may have a third of the speed.
-        rate[runtime.dtype_name] = max(rate[runtime.dtype_name], matrix_rate(runtime, runtime.dtype))
+        again = matrix_rate(runtime, runtime.dtype, plan.products)
+        rate[runtime.dtype_name] = max(rate[runtime.dtype_name], again)
         rows.append(row)
         say(line(row | share(row, rate[runtime.dtype_name])))
 
-    for width, batch in ((64, 32),) if quick else ((128, 32), (128, 128), (64, 32), (64, 128)):
-        done(langevin_row(runtime, width, batch, repeats=3 if quick else 5))
-    paper = ((128, 128, 60),) if runtime.device.type == "cuda" else ()  # on a CPU the reference takes an hour for it
-    for width, batch, steps in ((64, 32, 6),) if quick else ((128, 32, 20), (64, 32, 20), *paper):
+    for width, batch in plan.langevin:
+        done(langevin_row(runtime, width, batch, plan.repeats))
+    paper = (PAPER,) if runtime.device.type == "cuda" and not quick else ()
+    for width, batch, steps in plan.iteration + paper:
         done(iteration_row(runtime, width, batch, steps, repeats=2))
-    for width, batch in ((64, 32),) if quick else ((128, 32), (128, 128)):
+    for width, batch in plan.memory:
         done(memory_row(runtime, width, batch))
     limit = rate[runtime.dtype_name]
     say(f"shares in the file are of {limit / 1e9:.0f} GFLOP/s, the best {runtime.dtype_name} rate of the whole run")
     return {
         "machine": circumstances(runtime) | {"load_before": load_before, "load_after": os.getloadavg()},
+        "seconds": round(time.perf_counter() - began, 1),
         "rate_flop_per_s": rate,
         "quick": quick,
         "rows": [row | share(row, limit) for row in rows],
@@ -154,22 +171,24 @@ def outside_share(state: states.TrainState, loader: Loader) -> float:
 
         return wrapped
 
-    plain = loop.samplers.run, state.attached, torch.Tensor.backward
-    loop.samplers.run, state.attached, torch.Tensor.backward = map(timed, plain)  # type: ignore[method-assign]
+    plain = loop.samplers.run, state.updated, torch.Tensor.backward
+    loop.samplers.run, state.updated, torch.Tensor.backward = map(timed, plain)  # type: ignore[method-assign]
     try:
         whole = best(lambda: train_step(state, loader, Guard(float("inf"))), 1, state.device)
     finally:
-        loop.samplers.run, state.attached, torch.Tensor.backward = plain  # type: ignore[method-assign]
+        loop.samplers.run, state.updated, torch.Tensor.backward = plain  # type: ignore[method-assign]
     return 1 - method / whole
 
 
 def memory_row(runtime: Runtime, width: int, batch: int) -> dict[str, Any]:
-    """Peak memory of a chain beyond the network's own, in MiB; on a CPU each is measured in a process of its own."""
-    if runtime.device.type == "cuda":
-        ours, theirs = (gpu_peak(runtime, kind, width, batch) for kind in ("ours", "reference"))
-    else:
-        ours, theirs = (child_peak(runtime, kind, width, batch) for kind in ("ours", "reference"))
+    """Peak memory of a chain beyond the network's own, in MiB; on a CPU each is measured in a process of its own, and
+    `fault` says where one failed (minutes of other rows are not lost for it)."""
     row = {"what": "peak memory of a chain", "unit": "MiB", "width": width, "batch": batch}
+    peak = gpu_peak if runtime.device.type == "cuda" else child_peak
+    try:
+        ours, theirs = (peak(runtime, kind, width, batch) for kind in ("ours", "reference"))
+    except Fault as fault:
+        return row | {"fault": str(fault)}
     return row | {"ours_mib": ours, "reference_mib": theirs, "ratio": ours / theirs}
 
 
@@ -197,28 +216,41 @@ def gpu_peak(runtime: Runtime, kind: str, width: int, batch: int) -> float:
 
 
 def child_peak(runtime: Runtime, kind: str, width: int, batch: int) -> float:
-    """The growth of the resident set while the chain runs, from a fresh process (Linux; nan elsewhere)."""
-    if not Path("/proc/self/status").exists():
+    """`peak_growth` of the chain in a fresh process, where no other row's memory lies about; nan where it cannot be
+    told (no Linux). Raises Fault where the process fails, for want of memory say."""
+    if not RESET.exists():
         return float("nan")
     code = "from igebm.benchmarks.speed import print_peak; print_peak(*__import__('sys').argv[1:])"
-    args = [kind, str(width), str(batch), runtime.dtype_name, str(runtime.threads)]
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    args = [kind, str(width), str(batch), runtime.dtype_name, "on" if runtime.compiled else "off", str(runtime.threads)]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["it said nothing; was it out of memory?"])[-1]
+        raise Fault(f"the memory of {kind} at width {width}, batch {batch}: exit code {done.returncode}: {why}")
     return float(done.stdout)
 
 
-def print_peak(kind: str, width: str, batch: str, dtype: str, threads: str) -> None:
-    runtime = probe("cpu", dtype, "off", int(threads))
-    energy_and_grad(lambda x: x.square().sum(1), torch.rand(4, 4))  # torch's own start-up
-    small = peak_work(runtime, kind, 8, 1)
-    small()
-    work = peak_work(runtime, kind, int(width), int(batch))
+def print_peak(kind: str, width: str, batch: str, dtype: str, compile: str, threads: str) -> None:
+    print(peak_growth(peak_work(probe("cpu", dtype, compile, int(threads)), kind, int(width), int(batch))))
+
+
+RESET = Path("/proc/self/clear_refs")
+"""where Linux lets a process begin its highest resident set anew"""
+
+
+def peak_growth(work: Callable[[], Any]) -> float:
+    """By how many MiB the resident set grows, at most, while `work` is done a second time: what starting up and
+    compiling take is no part of it."""
+    work()
+    release = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc keeps what is freed, and so would hide
+    release(0)  # the growth; others give it back
+    RESET.write_text("5")
     before = resident("VmRSS")
     work()
-    print((resident("VmHWM") - before) / 1024)
+    return (resident("VmHWM") - before) / 1024
 
 
 def resident(field: str) -> float:
-    """A field of /proc/self/status in KiB: VmRSS is the resident set now, VmHWM its highest so far."""
+    """A field of /proc/self/status in KiB: VmRSS is the resident set now, VmHWM its highest since RESET."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith(field)))
 
@@ -229,14 +261,14 @@ def start(runtime: Runtime, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.arange(batch, device=runtime.device) % 10
 
 
-def matrix_rate(runtime: Runtime, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product: what this machine can do at best."""
+def matrix_rate(runtime: Runtime, dtype: torch.dtype, products: int = 20) -> float:
+    """FLOP/s of a large matrix product, the fastest of so many: what this machine can do at best."""
     n = 8192 if runtime.device.type == "cuda" else 2048
     a = torch.randn(n, n, device=runtime.device).to(dtype)  # ones would run faster than numbers do
     slow = runtime.device.type == "cpu" and dtype != runtime.dtype  # a dtype without units may take minutes
     if slow:
         a = a[:512, :512].contiguous()
-    seconds = best(lambda: a @ a, 2 if slow else 20, runtime.device)
+    seconds = best(lambda: a @ a, 2 if slow else products, runtime.device)
     return 2 * a.shape[0] ** 3 / seconds
 
 
@@ -262,6 +294,8 @@ def best(f: Callable, repeats: int, device: torch.device) -> float:
 def line(row: dict[str, Any]) -> str:
     """A row as a person reads it."""
     head = f"{row['what']}, width {row['width']}, batch {row['batch']}"
+    if "fault" in row:
+        return f"{head}: not measured: {row['fault']}"
     if "ratio" in row:
         return f"{head}: {row['ours_mib']:.0f} MiB, reference {row['reference_mib']:.0f} MiB ({row['ratio']:.2f} of it)"
     steps = f", K {row['chain_steps']}" if "chain_steps" in row else ""

@@ -60,10 +60,9 @@ class ImageEnergy(nn.Module):
     """E(x | y) of images in [0, 1].
 
     x is (B, C, H, W), any H and W of at least 2^(number of halvings). y is (B,) int64 class labels with -1 for
-    unlabelled, (B, condition) real-valued latents, or None. With `scales` = s, the energies of s towers at full,
-    half, ...
-    resolution are summed. With `flat` = (H, W), the size of all images, the dense layers have a weight for each place
-    instead of summing over places. With `harmonics` = k, y is the (cos, sin) of an angle and is taken with its
+    unlabelled, (B, condition) real-valued latents, or None. With `scales` = s, the energies of s towers at full, half,
+    ... resolution are summed. With `flat` = (H, W), the size of all images, the dense layers have a weight for each
+    place instead of summing over places. With `harmonics` = k, y is the (cos, sin) of an angle and is taken with its
     multiples up to the k-th. Returns (B,).
     """
 

@@ -35,7 +35,8 @@ def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
     y = torch.zeros(1, dtype=torch.long) if net.condition else None
     y = torch.rand(1, *_past(shape)) if isinstance(shape, SeriesShape) else y
     attached_steps = {"none": 0, "last": 1, "all": preset.chain_steps}[preset.kl]
-    step = _count(lambda: energy_and_grad(frozen(net, y), x))
+    bound = frozen(net, y)  # folding and binding are done once a chain
+    step = _count(lambda: energy_and_grad(bound, x))
     update = _count(lambda: attached(net, y)(x).sum().backward())
     through = (
         _count(lambda: frozen(net, y)(_one_attached_step(net, preset, x, y)).sum().backward()) if attached_steps else 0

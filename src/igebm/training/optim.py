@@ -25,8 +25,7 @@ def clip_to_sigmas(optimizer: torch.optim.Adam, variant: str = "paper", sigmas: 
     `optimizer.step`)
 
     "paper":    b = 3 √(v_{t-1} / (1 - β₂^(t-1))), the bias-corrected estimate; no bound for an entry that has had no
-    gradient
-                yet (v = 0: a class not seen so far), which would otherwise stay at its start for good.
+                gradient yet (v = 0: a class not seen so far), which would otherwise stay at its start for good.
     "release":  b = 3 √(v_{t-1} / (1 - β₂^t)) + 0.1, from the first step on.
     "none":     no bound.
 

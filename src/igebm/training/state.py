@@ -48,7 +48,7 @@ class TrainState:
     net: ImageEnergy | TrajectoryEnergy | TrajectoryPredictor
     twin: Twin | Plain
     """what chains run on"""
-    attached: Callable[[Tensor | None], Energy]
+    updated: Callable[[Tensor | None], Energy]
     """y -> E(· | y) as a function of the weights too: what the update differentiates"""
     averages: ema.Averages
     optimizer: torch.optim.Adam
@@ -83,7 +83,7 @@ def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: d
         shape=shape,
         net=net,
         twin=sampled(net, runtime.dtype, runtime.compiled),
-        attached=updated(net, runtime.update, bool(runtime.compiled) and math.prod(shape.item) >= LEAST_COMPILED),
+        updated=updated(net, runtime.update, bool(runtime.compiled) and math.prod(shape.item) >= LEAST_COMPILED),
         averages=ema.start(net),
         optimizer=optim.adam(net, preset),
         buffer=Buffer(

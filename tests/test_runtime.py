@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_training import TINY, assert_same, fresh
 
 from igebm import runtime
-from igebm.data import Loader
+from igebm.data import Images, Loader
 from igebm.errors import InputError
 from igebm.training import state as states
 from igebm.training.guard import Guard
@@ -196,6 +197,36 @@ def test_gpu_run_repeats_itself_and_its_checkpoint_resumes_on_a_cpu(tmp_path):
     with torch.no_grad():
         assert torch.allclose(cpu.net(z, y), state.net(z.cuda(), y.cuda()).cpu(), atol=1e-4)
     assert_same(cpu.buffer.state_dict(), state.buffer.state_dict())
+
+
+def resumed_and_uninterrupted(folder: Path, device: runtime.Runtime) -> tuple[states.TrainState, states.TrainState]:
+    """Four iterations on images of a size whose update is compiled too, and two, a checkpoint and two more."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
+    x = Images("noise", pixels, np.arange(64) % 4, tuple("abcd"))
+    loader, shape = Loader(x, 8, device=device.device), states.Shape(3, 16, 16, x.classes)
+    first, straight, later = (states.start(TINY, shape, device, {}) for _ in range(3))
+    for _ in range(4):
+        train_step(straight, loader, Guard(1e9))
+    for _ in range(2):
+        train_step(first, loader, Guard(1e9))
+    states.save_checkpoint(folder, first, device)
+    states.restore(later, states.read_checkpoint(folder, print), folder)
+    for _ in range(2):
+        train_step(later, loader, Guard(1e9))
+    return later, straight
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, mode, tolerance", [("float32", "off", 0.02), ("bfloat16", "graphs", 0.1)])
+def test_a_gpu_run_goes_on_from_its_checkpoint(dtype, mode, tolerance, tmp_path):
+    """As GPUs compute by default, too: bfloat16, updates compiled, chains as CUDA graphs recorded anew. cuDNN's sums
+    are not the same bit for bit from one time to the next, and Adam's first steps are signs: so of the way gone."""
+    device = runtime.probe("cuda", dtype, mode)
+    later, straight = resumed_and_uninterrupted(tmp_path, device)
+    assert later.step == straight.step == 4 and len(later.buffer) == len(straight.buffer)
+    weights = lambda state: torch.cat([q.detach().flatten() for q in state.net.parameters()])
+    begun = weights(states.start(TINY, straight.shape, device, {}))
+    assert (weights(later) - weights(straight)).norm() < tolerance * (weights(straight) - begun).norm()
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_training import TINY, assert_same, fresh
 
-from igebm import runtime
+from igebm import native, runtime
 from igebm.data import Images, Loader
 from igebm.errors import InputError
 from igebm.training import state as states
@@ -90,16 +90,21 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch, tmp_path):
         runtime._threads(-1)
 
 
-def test_without_a_compiler_a_cpu_run_stays_eager_and_says_so(monkeypatch):
+def test_without_a_compiler_a_run_stays_eager_and_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    native.library.cache_clear()
     r = runtime.probe("cpu", "float32", "auto", 1)
-    assert not r.compiled and "no C++ compiler" in r.reason
+    assert r.compiled is False and "eager (no Winograd convolutions: " in r.reason
     with pytest.raises(InputError, match="no C.. compiler here"):
         runtime.probe("cpu", "float32", "on", 1)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    r = runtime.probe("cpu", "bfloat16", "auto", 1)
+    assert r.compiled is False and "eager (no C++ compiler here" in r.reason
     gpu = torch.device("cuda")
-    assert runtime._compiled("auto", gpu) == (False, "eager (no C compiler)")
-    with pytest.raises(InputError, match="--compile graphs: there is no C compiler here; install gcc"):
-        runtime._compiled("graphs", gpu)
+    assert runtime._compiled("auto", gpu, torch.bfloat16) == (False, "eager (no C compiler here (install gcc))")
+    with pytest.raises(InputError, match="--compile graphs: there is no C compiler here .install gcc.; or leave"):
+        runtime._compiled("graphs", gpu, torch.bfloat16)
+    native.library.cache_clear()
 
 
 def test_c29_a_card_too_old_to_run_anything(monkeypatch):

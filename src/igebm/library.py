@@ -21,7 +21,7 @@ Beneath it is `model.Model`, with uint8 pictures as files hold them; chains and 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
-from . import model
+from . import model, native
 from .data import quantise
 from .data.decode import converted
 from .energy import Energy
@@ -39,7 +39,7 @@ from .evaluation.restoration import KINDS
 from .model import Model, Progress
 from .ranks import batches
 from .report.plots import grid
-from .runtime import DTYPES, choose_device
+from .runtime import DTYPES, Compiled, choose_device
 from .samplers import Kernel, masked, run
 
 MOST = 10_000_000
@@ -52,12 +52,13 @@ def load(
     where: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = torch.float32,
-    compiled: bool | Literal["graphs"] = False,
+    compiled: Compiled = False,
 ) -> "EBM":
     """The model of a run folder, a .safetensors file, a bundled name (`igebm models`) or hf:owner/name.
 
     Its chains run on `device` ("cpu", "cuda", "cuda:1"; "auto": a GPU where there is one) in `dtype` (bfloat16 is
-    faster on GPUs and on CPUs with units for it), compiled where that is asked for (on a GPU "graphs" is fastest).
+    faster on GPUs and on CPUs with units for it), compiled where that is asked for: on a GPU "graphs" is fastest, on a
+    CPU without matrix units "winograd", which wants gcc alone.
     Nothing in the file is executed. Raises InputError where there is none, or where it is foreign, damaged or a model
     of something else than images; and for a device or dtype that is not there.
     """
@@ -68,6 +69,10 @@ def load(
         dtype = DTYPES[dtype]
     if compiled == "graphs" and at.type != "cuda":
         raise InputError(f"CUDA graphs need a GPU, chains run on the {at.type}; give compiled=True or False")
+    if compiled == "winograd":
+        lacking = "they are for a CPU" if at.type != "cpu" else native.fault()
+        if lacking:
+            raise InputError(f"no Winograd convolutions: {lacking}; give compiled=False")
     return EBM(model.load(where, at, dtype, compiled))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -28,6 +28,7 @@ from .nets.image import ImageEnergy, least_weights, smallest_image
 from .nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
 from .presets import Preset
 from .ranks import batches
+from .runtime import Compiled
 from .samplers import Kernel, langevin, mppi, run
 from .shapes import SeriesShape, Shape
 from .shapes import from_dict as shape_from_dict
@@ -110,7 +111,7 @@ class Model:
     """whatever else the file said of its origin: data, seed, preset's name, version"""
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
-    compiled: bool | Literal["graphs"] = False
+    compiled: Compiled = False
 
     def __post_init__(self) -> None:
         self.net.to(self.device).eval().requires_grad_(False)
@@ -290,7 +291,7 @@ def load(
     where: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    compiled: bool | Literal["graphs"] = False,
+    compiled: Compiled = False,
 ) -> Model:
     """The model of a run folder, a .safetensors file, a bundled name or hf:owner/name. Nothing in it is executed.
 

@@ -14,10 +14,15 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from . import native
 from .errors import InputError, unknown
 from .limits import from_environment
 
 MOST_THREADS = 256
+COMPILATIONS = ("auto", "quick", "on", "off", "graphs", "winograd")
+Compiled = bool | Literal["graphs", "winograd"]
+"""How a chain's step is computed: kernel by kernel, by torch's compiler, so as one CUDA graph; or kernel by kernel with
+the 3x3 convolutions by winograd.c (on a CPU)."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -28,7 +33,7 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype
     update: torch.dtype
-    compiled: bool | Literal["graphs"]
+    compiled: Compiled
     threads: int
     reason: str
 
@@ -42,6 +47,11 @@ class Runtime:
             "compiled": self.compiled,
             "threads": self.threads,
         }
+
+    @property
+    def traced(self) -> bool:
+        """Whether torch's compiler makes the kernels."""
+        return self.compiled in (True, "graphs")
 
     @property
     def dtype_name(self) -> str:
@@ -84,7 +94,7 @@ def probe(
     as_chains = before is None or before.get("update", "float32") != "float32"
     update = DTYPES.get(update_dtype, kind if as_chains else torch.float32)
     why_dtype += "" if update is kind else f", updates in {_name(update)}"
-    compiled, why_compile = _compiled(compile, where, before["compiled"] if before is not None else None)
+    compiled, why_compile = _compiled(compile, where, kind, before["compiled"] if before is not None else None)
     return Runtime(
         where, kind, update, compiled, threads, "; ".join([why, why_dtype, why_compile, f"{threads} threads"])
     )
@@ -190,35 +200,56 @@ def _convolution_seconds(dtype: torch.dtype) -> float:
 
 
 def _compiled(
-    asked: str, device: torch.device, before: bool | Literal["graphs"] | None = None
-) -> tuple[bool | Literal["graphs"], str]:
-    if asked not in ("auto", "on", "off", "graphs"):
-        raise unknown("choice for --compile", asked, ["auto", "on", "off", "graphs"])
-    # Inductor wants a C++ compiler for a CPU's kernels, Triton a C compiler for what launches a GPU's.
+    asked: str, device: torch.device, dtype: torch.dtype, before: Compiled | None = None
+) -> tuple[Compiled, str]:
+    """`quick` is the fastest that takes no minute of compiling, `auto` the fastest."""
+    if asked not in COMPILATIONS:
+        raise unknown("choice for --compile", asked, COMPILATIONS)
     gpu = device.type == "cuda"
-    names = [os.environ.get("CC", "cc"), "gcc", "clang"] if gpu else [os.environ.get("CXX", "c++"), "g++", "clang++"]
-    language, install = ("C", "gcc") if gpu else ("C++", "g++")
     if asked == "off":
         return False, "eager (compile: off)"
-    if not any(map(shutil.which, names)):
-        if asked == "on" or (asked == "graphs" and gpu):
-            raise InputError(
-                f"--compile {asked}: there is no {language} compiler here; install {install}, or leave --compile off"
-            )
-        if asked == "auto":
-            return False, f"eager (no {language} compiler)"
-    if asked == "graphs":
-        if not gpu:
-            raise InputError(
-                f"--compile graphs: CUDA graphs need a GPU, chains run on the {device.type}; use on or off"
-            )
-        return "graphs", "compiled, launched as CUDA graphs as asked"
-    if asked == "on":
-        return True, "compiled as asked"
+    if asked == "graphs" and not gpu:
+        raise InputError(f"--compile graphs: CUDA graphs need a GPU, chains run on the {device.type}; use on or off")
+    if asked == "winograd" and gpu:
+        raise InputError("--compile winograd is for a CPU; use auto, graphs, on or off")
+    if asked == "winograd" and native.fault():
+        raise InputError(f"--compile winograd: {native.fault()}; use on or off")
+    lacking = _lacking_compiler(gpu)
+    if asked in ("on", "graphs") and lacking:
+        raise InputError(f"--compile {asked}: there is no {lacking}; or leave --compile off")
+    if asked in ("on", "graphs", "winograd"):
+        return True if asked == "on" else asked, _MEANING[asked] + " as asked"
     if before is not None:
-        return before, "compiled (as before)" if before else "eager (as before)"
+        if before == "winograd" and native.fault():
+            return False, f"eager (as before there were Winograd convolutions, and here is {native.fault()})"
+        if before in (True, "graphs") and lacking:
+            return False, f"eager (no {lacking})"
+        return before, f"{_MEANING[before]} (as before)"
     if gpu:
-        return "graphs", "compiled, launched as CUDA graphs"
-    if torch.cpu._is_amx_tile_supported():
+        if asked == "quick" or lacking:
+            return False, f"eager (no {lacking})" if lacking else "eager (compile: quick)"
+        return "graphs", _MEANING["graphs"]
+    if dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported():  # matrix units outrun what Winograd saves
+        if asked == "quick" or lacking:
+            return False, f"eager (no {lacking})" if lacking else "eager (compile: quick)"
         return True, "compiled (AMX)"
-    return False, "eager (compilation gains under 10 % on this kind of CPU)"
+    if native.fault():
+        return False, f"eager (no Winograd convolutions: {native.fault()})"
+    return "winograd", _MEANING["winograd"]
+
+
+_MEANING: dict[Any, str] = {
+    False: "eager",
+    True: "compiled",
+    "on": "compiled",
+    "graphs": "compiled, launched as CUDA graphs",
+    "winograd": "Winograd convolutions",
+}
+
+
+def _lacking_compiler(gpu: bool) -> str | None:
+    """What torch's compiler wants and this machine lacks: C++ for a CPU's kernels, C for what launches a GPU's."""
+    names = [os.environ.get("CC", "cc"), "gcc", "clang"] if gpu else [os.environ.get("CXX", "c++"), "g++", "clang++"]
+    if any(map(shutil.which, names)):
+        return None
+    return "C compiler here (install gcc)" if gpu else "C++ compiler here (install g++)"

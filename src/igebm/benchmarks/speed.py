@@ -60,7 +60,7 @@ def bench(machine: Trainer, plan: Plan | None = None, quick: bool = False, say: 
     began, load_before = time.perf_counter(), os.getloadavg()
     plan = plan or (QUICK if quick else Plan())
     runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads, update_dtype=machine.update_dtype)
-    if quick and machine.compile == "auto" and runtime.compiled and runtime.device.type == "cpu":
+    if quick and machine.compile == "auto" and runtime.traced and runtime.device.type == "cpu":
         runtime = replace(runtime, compiled=False, reason=runtime.reason + "; eager for --quick (a compiler's minute)")
     say(f"machine: {cpu_name()}; {runtime.reason}; load {load_before[0]:.2f}")
     rate = {name: matrix_rate(runtime, dtype, plan.products) for name, dtype in DTYPES.items()}
@@ -200,7 +200,8 @@ def peak_work(runtime: Runtime, kind: str, width: int, batch: int) -> Callable[[
         return lambda: reference.chain(plain, x, y, 2)
     preset = replace(FIGURE_14A, width=width)
     net = build_image_net(preset, Shape(3, 32, 32, CLASSES)).to(runtime.device)
-    E = Twin(net, runtime.dtype, bool(runtime.compiled)).given(y)  # what a CUDA graph keeps for good is this peak
+    compiled = True if runtime.compiled == "graphs" else runtime.compiled  # what a graph keeps for good is this peak
+    E = Twin(net, runtime.dtype, compiled).given(y)
     return lambda: run(build_kernel(preset), E, x, 2)
 
 
@@ -221,7 +222,8 @@ def child_peak(runtime: Runtime, kind: str, width: int, batch: int) -> float:
     if not RESET.exists():
         return float("nan")
     code = "from igebm.benchmarks.speed import print_peak; print_peak(*__import__('sys').argv[1:])"
-    args = [kind, str(width), str(batch), runtime.dtype_name, "on" if runtime.compiled else "off", str(runtime.threads)]
+    compile = {True: "on", False: "off"}.get(runtime.compiled, str(runtime.compiled))  # type: ignore[call-overload]
+    args = [kind, str(width), str(batch), runtime.dtype_name, compile, str(runtime.threads)]
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["it said nothing; was it out of memory?"])[-1]

@@ -4,13 +4,13 @@ Images go through their folded form (fold.py); a trajectory's network is small a
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..energy import Energy
+from ..runtime import Compiled
 from . import fold
 from .image import ImageEnergy
 
@@ -28,7 +28,7 @@ class Plain:
         return frozen(self.net, y)
 
 
-def sampled(net: nn.Module, dtype: torch.dtype, compiled: bool | Literal["graphs"]) -> "fold.Twin | Plain":
+def sampled(net: nn.Module, dtype: torch.dtype, compiled: Compiled) -> "fold.Twin | Plain":
     """The frozen form that chains run on. A trajectory's stays in float32, its states being told apart by small
     steps."""
     return fold.Twin(net, dtype, compiled) if isinstance(net, ImageEnergy) else Plain(net)

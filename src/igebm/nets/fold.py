@@ -2,14 +2,14 @@
 
 conv3x3 followed by a 2x2 average pool is exactly one 4x4 convolution of stride 2 with a box-filtered kernel (2.25 times
 fewer operations), a 1x1 skip commutes with the pool, W / σ is divided once, and an unconditional gain goes into the
-kernel.
+kernel. On a CPU without matrix units its 3x3 convolutions are Winograd's instead (winograd.py).
 The algebra is differentiable (`fold`, `bind`, `energy`), so that training can take it too; `Twin` is its frozen copy
 in the sampling dtype, refreshed in place, on which chains run.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..energy import Energy, energy_and_grad
+from ..runtime import Compiled
+from . import winograd
 from .image import ImageEnergy, Tower, encode
 from .layers import ResBlock, conditioned
 
 
 class BlockWeights(NamedTuple):
-    conv1: Tensor
-    conv2: Tensor
+    conv1: Tensor | winograd.Kernel
+    conv2: Tensor | winograd.Kernel
     skip: Tensor | None
 
 
@@ -57,13 +59,18 @@ def pooled(w: Float[Tensor, "o i k k"]) -> Float[Tensor, "o i k2 k2"]:
     return (w[..., :-1, :-1] + w[..., 1:, :-1] + w[..., :-1, 1:] + w[..., 1:, 1:]) / 4
 
 
-def fold(net: ImageEnergy) -> Weights:
-    """The folded weights of `net`, as differentiable functions of its parameters."""
+def _pooled_if(w: Tensor, down: bool) -> Tensor:
+    return pooled(w) if down else w
+
+
+def fold(net: ImageEnergy, conv3x3: Callable[[Tensor, bool], Tensor | winograd.Kernel] = _pooled_if) -> Weights:
+    """The folded weights of `net`, as differentiable functions of its parameters. `conv3x3` gives what a block's kernel
+    is kept as, from its weight and whether a pool follows."""
     return tuple(
         TowerWeights(
             tower.stem.normalised(),
             tower.stem_bias,
-            tuple(_fold_block(block, net.condition == 0) for block in _blocks(tower)),
+            tuple(_fold_block(block, net.condition == 0, conv3x3) for block in _blocks(tower)),
             tower.head.weight,
             tower.head.bias,
         )
@@ -71,16 +78,15 @@ def fold(net: ImageEnergy) -> Weights:
     )
 
 
-def _fold_block(block: ResBlock, unconditional: bool) -> BlockWeights:
+def _fold_block(block: ResBlock, unconditional: bool, conv3x3: Callable) -> BlockWeights:
     conv1, conv2 = block.conv1.normalised(), block.conv2.normalised()
     if unconditional:
         conv1 = conv1 if block.gain1 is None else conv1 * block.gain1(None).T[..., None, None]
         conv2 = conv2 * block.gain2(None).T[..., None, None]
     skip = None if block.skip is None else block.skip.normalised()
-    if block.down:
-        conv2 = pooled(conv2)
-        skip = pooled(skip) if skip is not None and skip.shape[-1] > 1 else skip
-    return BlockWeights(conv1, conv2, skip)
+    if skip is not None and skip.shape[-1] > 1:
+        skip = _pooled_if(skip, block.down)
+    return BlockWeights(conv3x3(conv1, False), conv3x3(conv2, block.down), skip)
 
 
 def bind(net: ImageEnergy, y: Tensor | None) -> Affines:
@@ -134,24 +140,30 @@ def _block(block: ResBlock, w: BlockWeights, a: Affine, x: Tensor) -> Tensor:
         strided = block.down and w.skip.shape[-1] > 1
         skip = F.conv2d(skip, w.skip, stride=2 if strided else 1, padding=1 if w.skip.shape[-1] > 1 else 0)
     if block.release:
-        h = F.conv2d(x + a.bias1, w.conv1, padding=1)
+        h = _conv(x + a.bias1, w.conv1)
     else:
-        h = _affine(x, w.conv1, a.gain1, a.bias1, 1)
+        h = _affine(x, w.conv1, a.gain1, a.bias1)
     h = F.dropout(_activate(h, block.activation), block.dropout, training=block.training and block.dropout > 0)
-    stride = 2 if block.down else 1
     if block.release:
-        h = F.conv2d(h + a.bias2, w.conv2, stride=stride, padding=1)
+        h = _conv(h + a.bias2, w.conv2, block.down)
         h = h if a.gain2 is None else h * a.gain2
     else:
-        h = _affine(h, w.conv2, a.gain2, a.bias2, stride)
+        h = _affine(h, w.conv2, a.gain2, a.bias2, block.down)
     return _activate(h + skip, block.activation)
 
 
-def _affine(x: Tensor, w: Tensor, gain: Tensor | None, bias: Tensor, stride: int) -> Tensor:
+def _affine(x: Tensor, w: Tensor | winograd.Kernel, gain: Tensor | None, bias: Tensor, down: bool = False) -> Tensor:
     """gain * conv(x) + bias in one pass; a folded gain leaves the bias to the convolution."""
     if gain is None:
-        return F.conv2d(x, w, bias.flatten(), stride=stride, padding=1)
-    return torch.addcmul(bias, F.conv2d(x, w, stride=stride, padding=1), gain)
+        return _conv(x, w, down, bias)
+    return torch.addcmul(bias, _conv(x, w, down), gain)
+
+
+def _conv(x: Tensor, w: Tensor | winograd.Kernel, down: bool = False, bias: Tensor | None = None) -> Tensor:
+    if isinstance(w, winograd.Kernel):
+        y = winograd.conv3x3(x, w, down)
+        return y if bias is None else y + bias
+    return F.conv2d(x, w, None if bias is None else bias.flatten(), stride=2 if down else 1, padding=1)
 
 
 def _activate(h: Tensor, activation: str) -> Tensor:
@@ -220,19 +232,19 @@ MOST_GRAPHS = 4
 class Twin:
     """The frozen folded copy of `net` that chains run on, in `dtype`, with static storage refreshed in place."""
 
-    def __init__(
-        self, net: ImageEnergy, dtype: torch.dtype = torch.float32, compiled: bool | Literal["graphs"] = False
-    ):
+    def __init__(self, net: ImageEnergy, dtype: torch.dtype = torch.float32, compiled: Compiled = False):
         self.net, self.dtype = net, dtype
+        self._conv3x3 = self._winograd_if if compiled == "winograd" else _pooled_if
         with torch.no_grad():
-            self.weights: Weights = _map(self._stored, fold(net))
-        self._value_and_grad = compile(self._traced, self._eager) if compiled else self._eager
+            self.weights: Weights = _map(self._stored, fold(net, self._conv3x3))
+        traced = compiled in (True, "graphs")
+        self._value_and_grad = compile(self._traced, self._eager) if traced else self._eager
         self._recorded: dict[tuple, Recorded] | None = {} if compiled == "graphs" else None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the network's weights as they are now."""
-        for mine, new in zip(_leaves(self.weights), _leaves(fold(self.net)), strict=True):
+        for mine, new in zip(_leaves(self.weights), _leaves(fold(self.net, self._conv3x3)), strict=True):
             mine.copy_(new)
 
     def given(self, y: Tensor | None = None) -> Energy:
@@ -277,8 +289,13 @@ class Twin:
         g, e = torch.func.grad(total, has_aux=True)(x)
         return e, g
 
-    def _stored(self, t: Tensor) -> Tensor:
-        return _laid_out(t.to(self.dtype, copy=True))
+    def _winograd_if(self, w: Tensor, down: bool) -> Tensor | winograd.Kernel:
+        # A pool leaves less to be saved: there units for bfloat16 are faster.
+        suits = winograd.suits(w, self.dtype) and not (down and self.dtype is torch.bfloat16)
+        return winograd.kernel(w, down) if suits else _pooled_if(w, down)
+
+    def _stored(self, w: Any) -> Any:
+        return w if isinstance(w, winograd.Kernel) else _laid_out(w.to(self.dtype, copy=True))
 
 
 def compile(f: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
@@ -328,9 +345,9 @@ def _blocks(tower: Tower) -> Iterator[ResBlock]:
     return iter(tower.blocks)  # type: ignore[arg-type]
 
 
-def _map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """`f` on every tensor of nested tuples."""
-    if isinstance(tree, Tensor):
+def _map(f: Callable[[Any], Any], tree: Any) -> Any:
+    """`f` on every tensor of nested tuples; a Winograd kernel is kept whole."""
+    if isinstance(tree, Tensor | winograd.Kernel):
         return f(tree)
     if tree is None:
         return None

@@ -83,7 +83,7 @@ def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: d
         shape=shape,
         net=net,
         twin=sampled(net, runtime.dtype, runtime.compiled),
-        updated=updated(net, runtime.update, bool(runtime.compiled) and math.prod(shape.item) >= LEAST_COMPILED),
+        updated=updated(net, runtime.update, runtime.traced and math.prod(shape.item) >= LEAST_COMPILED),
         averages=ema.start(net),
         optimizer=optim.adam(net, preset),
         buffer=Buffer(

@@ -14,11 +14,17 @@ from . import __version__
 from .runtime import Runtime
 
 
+ASKS_FOR_LESS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "OMP_NUM_THREADS")
+"""variables by which torch and its libraries use less of a processor than there is"""
+
+
 def circumstances(runtime: Runtime, command: str | None = None) -> dict[str, Any]:
     """Plain data for a JSON file. `command` is what a user would type to get the number (default: this process's)."""
     return {
         "cpu": cpu_name(),
         "cpu_flags": [flag for flag in cpu_flags() if flag.startswith(("avx", "amx", "fma"))],
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "environment": {name: os.environ[name] for name in ASKS_FOR_LESS if name in os.environ},
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "runtime": runtime.reason,

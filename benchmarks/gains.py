@@ -1,0 +1,132 @@
+"""Where the speed of a Langevin step comes from: one change after the other, from the plain reference to what runs, and
+what was tried beside and is not the default here: `python benchmarks/gains.py`.
+
+Figure 14a on 32x32 images, ms per image and step, the best of several runs, all rungs in turn. Writes
+results/gains-NAME.json and .png beside this file (NAME: --name, the kind of machine).
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from igebm import native
+from igebm.benchmarks import reference
+from igebm.benchmarks.speed import CLASSES, FIGURE_14A, best, start
+from igebm.circumstances import circumstances
+from igebm.files import write_json
+from igebm.model import Shape, build_image_net, build_kernel
+from igebm.nets.fold import Twin
+from igebm.runtime import Runtime, probe
+from igebm.samplers import run
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+STEPS = 2
+
+
+def x_alone(net: reference.Figure14a, x: Tensor, y: Tensor) -> Callable[[], object]:
+    """The reference's step with the gradient of x and no other."""
+    return lambda: run(build_kernel(FIGURE_14A), lambda z: net(z, y), x, STEPS)
+
+
+def normalised_once(net: reference.Figure14a, memory_format: torch.memory_format) -> reference.Figure14a:
+    """W / σ worked out once a chain, its weights in this layout."""
+    for conv in net.modules():
+        if isinstance(conv, reference.Conv):
+            sigma = conv.u @ conv.weight.flatten(1) @ F.normalize(conv.weight.flatten(1).T @ conv.u, dim=0)
+            w = (conv.weight / (sigma.clamp(min=1) if conv.zero else sigma)).contiguous(memory_format=memory_format)
+            conv.forward = partial(F.conv2d, weight=w, padding=w.shape[-1] // 2)  # type: ignore[method-assign]
+    return net
+
+
+def rungs(runtime: Runtime, width: int, batch: int) -> dict[str, Callable[[], object]]:
+    """Each change with all before it; then, after "beside: ", what else there is."""
+    x, y = start(runtime, batch)
+    new = lambda: reference.Figure14a(width).to(runtime.device).requires_grad_(False)
+    net = build_image_net(replace(FIGURE_14A, width=width), Shape(3, 32, 32, CLASSES)).to(runtime.device)
+    kernel = build_kernel(FIGURE_14A)
+
+    def twin(dtype: torch.dtype, compiled=False) -> Callable[[], object]:
+        E = Twin(net, dtype, compiled).given(y)
+        return lambda: run(kernel, E, x, STEPS)
+
+    plain, last = reference.Figure14a(width).to(runtime.device), torch.channels_last
+    in_place = x.contiguous(memory_format=last)
+    found = {
+        "the reference": lambda: reference.chain(plain, x, y, STEPS),
+        "gradient of x alone": x_alone(new(), x, y),
+        "W/σ once a chain": x_alone(normalised_once(new(), torch.contiguous_format), x, y),
+        "channels last": x_alone(normalised_once(new(), last), in_place, y),
+        "folded": twin(torch.float32),
+    }
+    if runtime.dtype is torch.bfloat16:
+        found["bfloat16"] = twin(torch.bfloat16)
+    name = {True: "compiled", "graphs": "compiled, as a CUDA graph", "winograd": "Winograd convolutions"}
+    if runtime.compiled:
+        found[name[runtime.compiled]] = twin(runtime.dtype, runtime.compiled)
+    others = [True] if runtime.device.type == "cuda" else [True] if native.fault() else [True, "winograd"]
+    for dtype in {torch.float32, runtime.dtype}:
+        for way in others:
+            if (dtype, way) != (runtime.dtype, runtime.compiled):
+                found[f"beside: {name[way]}, {str(dtype).removeprefix('torch.')}"] = twin(dtype, way)
+    return found
+
+
+def packed(width: int, batch: int) -> dict[str, float]:
+    """One forward convolution with its weight laid out by oneDNN in each call, and once before: seconds each."""
+    x = torch.rand(batch, width, 16, 16).contiguous(memory_format=torch.channels_last)
+    w = torch.rand(width, width, 3, 3).contiguous(memory_format=torch.channels_last)
+    once = torch._C._nn.mkldnn_reorder_conv2d_weight(w.to_mkldnn(), [1, 1], [1, 1], [1, 1], 1, list(x.shape))
+    call = torch.ops.mkldnn._convolution_pointwise
+    with torch.no_grad():
+        each = lambda w: best(lambda: call(x, w, None, [1, 1], [1, 1], [1, 1], 1, "none", [], ""), 20, x.device)
+        return {"each call": each(w), "once": each(once)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the kind of machine, for the files")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--repeats", type=int, default=4)
+    asked = parser.parse_args()
+    runtime, before, rows = probe(), os.getloadavg(), []
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    for ax, (width, batch) in zip(axes, ((128, 32), (64, 32)), strict=True):
+        work = rungs(runtime, width, batch)
+        for f in work.values():
+            f()  # compile
+        times = {name: [] for name in work}
+        for _ in range(asked.repeats):
+            for name, f in work.items():
+                times[name].append(best(f, 1, runtime.device) * 1e3 / (batch * STEPS))
+        ms = {name: min(of) for name, of in times.items()}
+        for name, each in ms.items():
+            row = {"what": name, "width": width, "batch": batch, "ms": each, "speedup": ms["the reference"] / each}
+            rows.append(row)
+            print(row, flush=True)
+        bars = ax.barh(list(ms), list(ms.values()), color=["#999999" if "beside" in n else "#4477aa" for n in ms])
+        ax.bar_label(bars, [f"{v:.2g} ms" for v in ms.values()], padding=3)
+        ax.invert_yaxis()
+        ax.margins(x=0.15)
+        ax.set(title=f"width {width}, batch {batch}", xlabel="ms per image and Langevin step")
+    for side in ("top", "right"):
+        for ax in axes:
+            ax.spines[side].set_visible(False)
+    result = {"machine": circumstances(runtime, f"python benchmarks/gains.py --name {asked.name}"), "rows": rows}
+    if runtime.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        result["weights packed for oneDNN, seconds of a forward pass"] = packed(128, 32)
+    write_json(asked.out / f"gains-{asked.name}.json", result | {"load_before": before, "load_after": os.getloadavg()})
+    figure.savefig(asked.out / f"gains-{asked.name}.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()

@@ -70,6 +70,30 @@ def test_the_pooled_convolution_and_its_gradient(h, w):
 
 
 @needed
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("slope", [0.2, 1.0])
+def test_what_is_done_in_the_same_pass(down, rows, added, slope):
+    """leaky(gain conv(x) + bias + add) and its gradients in x and `add`, for one gain or one an image."""
+    x, weight = drawn(3, 64, 32, 6, 9)
+    pool = lambda t: F.avg_pool2d(t, 2) if down else t
+    gain, bias = 1 + torch.rand(rows, 32, 1, 1), torch.randn(rows, 32, 1, 1)
+    add = torch.randn(pool(torch.empty(3, 32, 6, 9)).shape) if added else None
+    inputs = [x] if add is None else [x, add]
+    exact = [t.double().requires_grad_() for t in inputs]
+    z = gain.double() * pool(F.conv2d(exact[0], weight.double(), padding=1)) + bias.double()
+    want = F.leaky_relu(z + exact[1] if added else z, slope)
+    for t in inputs:
+        t.requires_grad_()
+    y = winograd.conv3x3(x, winograd.kernel(weight, down), down, gain, bias, add, slope)
+    g = torch.randn(y.shape)
+    assert off(y, want) < 1e-5
+    for got, right in zip(torch.autograd.grad(y, inputs, g), torch.autograd.grad(want, exact, g.double()), strict=True):
+        assert off(got, right) < 1e-5
+
+
+@needed
 def test_threads_change_no_bit():
     """A sum runs over the channels in their order, however patches and channels are shared."""
     for size in (4, 32):  # few patches: threads share the channels; many: the patches

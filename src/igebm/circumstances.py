@@ -13,7 +13,6 @@ import torch
 from . import __version__
 from .runtime import Runtime
 
-
 ASKS_FOR_LESS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "OMP_NUM_THREADS")
 """variables by which torch and its libraries use less of a processor than there is"""
 

@@ -27,9 +27,12 @@ FLAGS = {
 class Convolution(ctypes.Structure):
     """The argument of `convolve`; what each is, says winograd.c."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "u", "y")] + [
-        (name, ctypes.c_int) for name in ("images", "h", "w", "c", "o", "up", "down", "half", "threads")
-    ]
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("x", "sign", "in_gain", "u", "gain", "bias", "add", "y")]
+        + [(name, ctypes.c_int) for name in ("images", "h", "w", "c", "o", "in_step", "step")]
+        + [(name, ctypes.c_int) for name in ("up", "down", "half", "threads")]
+        + [("slope", ctypes.c_float)]
+    )
 
 
 def fault() -> str | None:
@@ -80,7 +83,8 @@ def _openmp() -> str:
 def _compile(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"gcc refuses its kernel: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+        why = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:] or ["?"]
+        raise InputError(f"gcc refuses its kernel: {why[0].strip()}")
 
 
 def _loaded(path: Path) -> ctypes.CDLL:
@@ -100,6 +104,8 @@ def _prove(found: ctypes.CDLL) -> None:
     u = (torch.outer(g, g).reshape(36, 1, 1) * torch.eye(panel)).contiguous()
     x = torch.rand(1, 5, 7, panel)
     y = torch.empty_like(x)
-    asked = Convolution(x.data_ptr(), u.data_ptr(), y.data_ptr(), 1, 5, 7, panel, panel, 0, 0, 0, 1)
+    asked = Convolution(
+        x=x.data_ptr(), u=u.data_ptr(), y=y.data_ptr(), images=1, h=5, w=7, c=panel, o=panel, threads=1, slope=1.0
+    )
     if found.convolve(ctypes.byref(asked)) or not torch.allclose(x, y, atol=1e-5):
         raise InputError("its kernel, as gcc compiled it, computes something else")

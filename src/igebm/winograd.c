@@ -96,14 +96,27 @@ static void products(int rows, int c, const float *v, const float *u, float *m) 
   }
 }
 
+/* y = leaky(gain conv(x) + bias + add), where leaky(z) is z or slope z; its gradient is conv(in_gain leaky'(sign) x), with
+   sign that y and x what came back. What is NULL is left out. */
 typedef struct {
-  const void *x;  /* (images, h, w, c); (images, h / 2, w / 2, c) where `up`: each number then counts four times */
-  const float *u; /* (36, o / PANEL, c, PANEL) = G w Gᵀ */
-  void *y;        /* (images, h, w, o); (images, h / 2, w / 2, o) where `down`: the sums over 2x2 places */
+  const void *x;    /* (images, h, w, c); (images, h / 2, w / 2, c) where `up`: each number then counts four times */
+  const void *sign; /* as x */
+  const float *in_gain; /* (images or 1, c): `in_step` from one image's to the next */
+  const float *u;   /* (36, o / PANEL, c, PANEL) = G w Gᵀ */
+  const float *gain, *bias; /* (images or 1, o): `step` */
+  const void *add;  /* as y */
+  void *y;          /* (images, h, w, o); (images, h / 2, w / 2, o) where `down`: conv is the sum over 2x2 places */
   int images, h, w, c, o; /* c and o multiples of PANEL */
-  int up, down, half;     /* half: x and y are bfloat16 */
+  int in_step, step;
+  int up, down, half; /* half: images are bfloat16 */
   int threads;
+  float slope;
 } Convolution;
+
+INLINE vec leaky(vec a, vec sign, float slope) {
+  const words positive = (words)(sign > 0);
+  return (vec)(((words)a & positive) | ((words)(slope * a) & ~positive));
+}
 
 /* v (36, block, c), `step` apart, = Bᵀ x B of patches first .. first + n */
 INLINE void transform_in(const Convolution *q, int first, int n, size_t step, float *v, int half) {
@@ -123,7 +136,11 @@ INLINE void transform_in(const Convolution *q, int first, int n, size_t step, fl
       vec rowed[6][6];
       for (int l = 0; l < 6; l++) {
         vec d[6], out[6];
-        for (int r = 0; r < 6; r++) d[r] = inside[r][l] ? load(q->x, at[r][l] + k, half) : (vec){0};
+        for (int r = 0; r < 6; r++) {
+          d[r] = inside[r][l] ? load(q->x, at[r][l] + k, half) : (vec){0};
+          if (q->sign) d[r] = leaky(d[r], load(q->sign, at[r][l] + k, half), q->slope);
+          if (q->in_gain) d[r] *= load(q->in_gain, (size_t)image * q->in_step + k, 0);
+        }
         b_transposed(d, out);
         for (int r = 0; r < 6; r++) rowed[r][l] = out[r];
       }
@@ -155,10 +172,18 @@ INLINE void transform_out(const Convolution *q, int first, int n, size_t step, i
         for (int r = 0; r < 2; r++)
           for (int l = 0; l < 2; l++)
             y[r][l] = y[2 * r][2 * l] + y[2 * r][2 * l + 1] + y[2 * r + 1][2 * l] + y[2 * r + 1][2 * l + 1];
-      const int last = 4 >> q->down;
+      const int last = 4 >> q->down, channel = p * PANEL + k;
+      const float slope = q->sign ? 1 : q->slope;
+      vec gain = (vec){0} + 1, bias = {0};
+      if (q->gain) gain = load(q->gain, (size_t)image * q->step + channel, 0);
+      if (q->bias) bias = load(q->bias, (size_t)image * q->step + channel, 0);
       for (int r = 0; r < last && i + r < h; r++)
-        for (int l = 0; l < last && j + l < w; l++)
-          store(q->y, (((size_t)image * h + i + r) * w + j + l) * q->o + (size_t)p * PANEL + k, y[r][l], half);
+        for (int l = 0; l < last && j + l < w; l++) {
+          const size_t at = (((size_t)image * h + i + r) * w + j + l) * q->o + channel;
+          vec a = gain * y[r][l] + bias;
+          if (q->add) a += load(q->add, at, half);
+          store(q->y, at, leaky(a, a, slope), half);
+        }
     }
   }
 }

@@ -139,24 +139,30 @@ def _block(block: ResBlock, w: BlockWeights, a: Affine, x: Tensor) -> Tensor:
     if w.skip is not None:
         strided = block.down and w.skip.shape[-1] > 1
         skip = F.conv2d(skip, w.skip, stride=2 if strided else 1, padding=1 if w.skip.shape[-1] > 1 else 0)
+    kept = lambda h: F.dropout(h, block.dropout, training=block.training and block.dropout > 0)
     if block.release:
-        h = _conv(x + a.bias1, w.conv1)
-    else:
-        h = _affine(x, w.conv1, a.gain1, a.bias1)
-    h = F.dropout(_activate(h, block.activation), block.dropout, training=block.training and block.dropout > 0)
-    if block.release:
+        h = kept(_activate(_conv(x + a.bias1, w.conv1), block.activation))
         h = _conv(h + a.bias2, w.conv2, block.down)
-        h = h if a.gain2 is None else h * a.gain2
-    else:
-        h = _affine(h, w.conv2, a.gain2, a.bias2, block.down)
-    return _activate(h + skip, block.activation)
+        return _activate((h if a.gain2 is None else h * a.gain2) + skip, block.activation)
+    h = kept(_modulated(x, w.conv1, a.gain1, a.bias1, block.activation))
+    return _modulated(h, w.conv2, a.gain2, a.bias2, block.activation, block.down, skip)
 
 
-def _affine(x: Tensor, w: Tensor | winograd.Kernel, gain: Tensor | None, bias: Tensor, down: bool = False) -> Tensor:
-    """gain * conv(x) + bias in one pass; a folded gain leaves the bias to the convolution."""
-    if gain is None:
-        return _conv(x, w, down, bias)
-    return torch.addcmul(bias, _conv(x, w, down), gain)
+def _modulated(
+    x: Tensor,
+    w: Tensor | winograd.Kernel,
+    gain: Tensor | None,
+    bias: Tensor,
+    activation: str,
+    down: bool = False,
+    skip: Tensor | None = None,
+) -> Tensor:
+    """activation(gain conv(x) + bias + skip); a folded gain leaves the bias to the convolution. Winograd's does all of
+    it in one pass, where gain and bias need no gradient."""
+    if isinstance(w, winograd.Kernel) and activation == "leaky-relu" and not bias.requires_grad:
+        return winograd.conv3x3(x, w, down, gain, bias, skip, slope=0.2)
+    h = _conv(x, w, down, bias) if gain is None else torch.addcmul(bias, _conv(x, w, down), gain)
+    return _activate(h if skip is None else h + skip, activation)
 
 
 def _conv(x: Tensor, w: Tensor | winograd.Kernel, down: bool = False, bias: Tensor | None = None) -> Tensor:

@@ -51,29 +51,56 @@ def _transformed(w: Tensor) -> Tensor:
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, k: Kernel, down: bool) -> Tensor:
-        ctx.k, ctx.down, ctx.size = k, down, x.shape[2:]
-        return _run(x, k.forth, x.shape[2:], False, down)
+    def forward(ctx, x, k, down, gain, bias, add, slope):
+        y = _run(x, k.forth, x.shape[2:], down=down, gain=gain, bias=bias, add=add, slope=slope)
+        ctx.k, ctx.down, ctx.size, ctx.gain, ctx.slope, ctx.added = k, down, x.shape[2:], gain, slope, add is not None
+        ctx.save_for_backward(y if slope != 1 else None)
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _run(g, ctx.k.back, ctx.size, ctx.down, False), None, None
+    def backward(ctx, g: Tensor):  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        if ctx.added and y is not None:  # what is added has this gradient too
+            g, y = torch.ops.aten.leaky_relu_backward(g, y, ctx.slope, True), None
+        slope = 1.0 if y is None else ctx.slope
+        dx = _run(g, ctx.k.back, ctx.size, up=ctx.down, in_gain=ctx.gain, sign=y, slope=slope)
+        return dx, None, None, None, None, g if ctx.added else None, None
 
 
-def conv3x3(x: Float[Tensor, "b c h w"], k: Kernel, down: bool = False) -> Float[Tensor, "b o h2 w2"]:
-    """The convolution by w, zero padding; with `down` its 2x2 average pool. x is float32 or bfloat16."""
-    return _Conv.apply(x, k, down)
+def conv3x3(
+    x: Float[Tensor, "b c h w"],
+    k: Kernel,
+    down: bool = False,
+    gain: Float[Tensor, "n o 1 1"] | None = None,
+    bias: Float[Tensor, "n o 1 1"] | None = None,
+    add: Float[Tensor, "b o h2 w2"] | None = None,
+    slope: float = 1.0,
+) -> Float[Tensor, "b o h2 w2"]:
+    """leaky(gain conv(x) + bias + add), zero padding, in one pass; with `down` conv is followed by the 2x2 average.
+    leaky(z) is z or slope z. Images are float32 or bfloat16. Differentiable in x and `add`; `gain` and `bias` (n: 1 or
+    b) are constants."""
+    return _Conv.apply(x, k, down, gain, bias, add, slope)
 
 
-def _run(x: Tensor, u: Tensor, size: torch.Size, up: bool, down: bool) -> Tensor:
+def _run(x: Tensor, u: Tensor, size: torch.Size, up=False, down=False, slope=1.0, **given: Tensor | None) -> Tensor:
     """One call of the library: an image of `size` places, taken from or brought to half of it."""
     (b, c), (h, w), (_, panels, _, panel) = x.shape[:2], size, u.shape
-    x, o, half = x.permute(0, 2, 3, 1).contiguous(), panels * panel, x.dtype is torch.bfloat16
+    o, half = panels * panel, x.dtype is torch.bfloat16
     y = torch.empty((b, o, h >> down, w >> down), dtype=x.dtype, memory_format=torch.channels_last)
+    # Images lie channels last, in one dtype; gains and biases as rows of float32, for each image or for all.
+    image = lambda t: t.to(x.dtype).permute(0, 2, 3, 1).contiguous()
+    row = lambda t: t.float().flatten(1).expand(n, -1).contiguous()
+    n = b if any(t is not None and t.shape[0] > 1 for name, t in given.items() if name in ROWS) else 1
+    held = {name: (row if name in ROWS else image)(t) for name, t in (given | {"x": x}).items() if t is not None}
     asked = native.Convolution(
-        x.data_ptr(), u.data_ptr(), y.data_ptr(), b, h, w, c, o, up, down, half, torch.get_num_threads()
-    )
+        u=u.data_ptr(), y=y.data_ptr(), images=b, h=h, w=w, c=c, o=o, up=up, down=down, half=half, slope=slope,
+        step=o * (n > 1), in_step=c * (n > 1), threads=torch.get_num_threads(),
+        **{name: t.data_ptr() for name, t in held.items()},
+    )  # fmt: skip
     if native.library().convolve(ctypes.byref(asked)):
         raise MemoryError("out of memory for a convolution's patches")
     return y
+
+
+ROWS = ("gain", "bias", "in_gain")

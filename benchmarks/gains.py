@@ -1,8 +1,8 @@
 """Where the speed of a Langevin step comes from: one change after the other, from the plain reference to what runs, and
-what was tried beside and is not the default here: `python benchmarks/gains.py`.
+what was tried beside and is not the default here: `python benchmarks/gains.py --name MACHINE`.
 
-Figure 14a on 32x32 images, ms per image and step, the best of several runs, all rungs in turn. Writes
-results/gains-NAME.json and .png beside this file (NAME: --name, the kind of machine).
+Figure 14a on 32x32 images, ms per image and step, the best of several runs, all rungs in turn; and how far energies and
+gradients of the fast forms lie from float64. Writes results/gains-NAME.json and .png beside this file.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from igebm import native
 from igebm.benchmarks import reference
 from igebm.benchmarks.speed import CLASSES, FIGURE_14A, best, start
 from igebm.circumstances import circumstances
+from igebm.energy import energy_and_grad
 from igebm.files import write_json
 from igebm.model import Shape, build_image_net, build_kernel
 from igebm.nets.fold import Twin
@@ -81,6 +82,30 @@ def rungs(runtime: Runtime, width: int, batch: int) -> dict[str, Callable[[], ob
     return found
 
 
+def errors(runtime: Runtime, width: int, batch: int = 8) -> list[dict[str, object]]:
+    """Of E and ∇E against the same network in float64: the largest, and the norm's, relative. Random weights have
+    gradients at their kinks' mercy: a leaky ReLU may go either way there, whatever the precision."""
+    x, y = start(runtime, batch)
+    torch.manual_seed(0)
+    net = build_image_net(replace(FIGURE_14A, width=width), Shape(3, 32, 32, CLASSES)).to(runtime.device)
+    with torch.no_grad():
+        for q in net.parameters():
+            q.add_(0.02 * torch.randn_like(q))
+    exact, exact_g = energy_and_grad(Twin(net, torch.float64).given(y), x.double())
+    ways = [False] if runtime.device.type == "cuda" or native.fault() else [False, "winograd"]
+    found = []
+    for dtype in dict.fromkeys((torch.float32, runtime.dtype)):
+        for way in ways:
+            e, g = energy_and_grad(Twin(net, dtype, way).given(y), x)
+            off = {
+                "energy": (e - exact).abs().max() / exact.abs().max(),
+                "gradient": (g - exact_g).norm() / exact_g.norm(),
+            }
+            name = {"dtype": str(dtype).removeprefix("torch."), "winograd": way == "winograd", "width": width}
+            found.append(name | {k: float(v) for k, v in off.items()})
+    return found
+
+
 def packed(width: int, batch: int) -> dict[str, float]:
     """One forward convolution with its weight laid out by oneDNN in each call, and once before: seconds each."""
     x = torch.rand(batch, width, 16, 16).contiguous(memory_format=torch.channels_last)
@@ -122,6 +147,7 @@ def main() -> None:
         for ax in axes:
             ax.spines[side].set_visible(False)
     result = {"machine": circumstances(runtime, f"python benchmarks/gains.py --name {asked.name}"), "rows": rows}
+    result["relative errors"] = errors(runtime, 128)
     if runtime.device.type == "cpu" and torch.backends.mkldnn.is_available():
         result["weights packed for oneDNN, seconds of a forward pass"] = packed(128, 32)
     write_json(asked.out / f"gains-{asked.name}.json", result | {"load_before": before, "load_after": os.getloadavg()})

@@ -4,6 +4,7 @@ is compared.
 Each fault has a short form that always runs; the long one (20 kills) is marked slow.
 """
 
+import gc
 import json
 import math
 import os
@@ -22,7 +23,8 @@ import pytest
 import torch
 from test_training import CPU, RUNTIME, TINY, assert_same, contents, dataset, fresh, images  # noqa: F401
 
-from igebm import files, model, presets
+from igebm import files, model, native, presets
+from igebm.benchmarks.speed import RESET, release_memory, resident
 from igebm.cli import main
 from igebm.data import Images, Loader
 from igebm.errors import Fault, InputError
@@ -419,6 +421,29 @@ def test_unlabelled_images_train_a_conditional_model():
     for _ in range(4):
         metrics = train_step(state, Loader(Images("some", x.x, labels, x.classes), 8), Guard(1e9))
     assert all(math.isfinite(v) for v in metrics.values()) and -1 in state.buffer.y[: len(state.buffer)].tolist()
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="the resident set can be told on Linux alone")
+@pytest.mark.parametrize("compiled", [False, "winograd"])
+def test_a_short_soak(compiled, tmp_path):
+    """Two hundred iterations with checkpoints and pictures after a hundred have warmed up: nothing stays behind. An
+    update whose graph were kept by each would be hundreds of MiB."""
+    if compiled and native.fault():
+        pytest.skip(f"no Winograd here: {native.fault()}")
+    p = replace(TINY, width=32, batch=16, steps=100, grid_every=50, save_every=25, snapshot_every=50)
+    machine = replace(RUNTIME, compiled=compiled)
+    x = images()
+    state = states.start(p, Shape(1, 8, 8, x.classes), machine, {})
+
+    def trained_to(steps: int) -> float:
+        state.preset = replace(p, steps=steps)
+        train(state, Loader(x, p.batch), tmp_path, machine, Watcher())
+        gc.collect()
+        release_memory()
+        return resident("VmRSS") / 1024
+
+    before = trained_to(100)
+    assert trained_to(300) - before < 4
 
 
 @pytest.mark.slow

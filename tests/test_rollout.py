@@ -139,6 +139,7 @@ def test_a_users_series_train_resume_and_roll_out(name, waves, tmp_path, capsys)
     assert main(["train", "--resume", str(run), "--steps", "3"]) == 0
     assert (run / "samples" / "rollouts-0000003.png").stat().st_size > 0
     assert forecast.load(run).step == 3
+    assert capsys.readouterr().err.count("; float32 and eager (a time series' network is small); ") == 2
     capsys.readouterr()
     assert main(["eval", "rollout", str(run), str(run), "--length", "5", "--n", "4", "--out", str(out)]) == 0
     found = json.loads((out / "rollout.json").read_text())["numbers"]
@@ -170,6 +171,11 @@ def test_a_predictor_learns_a_rotation(waves, tmp_path):
         (["train", "digits", "--latent-steps", "2"], "has no latents"),
         (["train", "digits", "--no-conditional", "--label-weight", "1"], "leave out --label-weight"),
         (["train", "balls-langevin", "--label-weight", "1"], "leave out --label-weight"),
+        (
+            ["train", "balls-langevin", "--dtype", "bfloat16"],
+            "--dtype bfloat16: networks of time series run in float32",
+        ),
+        (["train", "balls-langevin", "--compile", "on"], "--compile on: networks of time series run in float32"),
     ],
 )
 def test_what_does_not_fit_is_one_line(words, said, capsys, tmp_path, monkeypatch):

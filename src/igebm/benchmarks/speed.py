@@ -243,12 +243,16 @@ def peak_growth(work: Callable[[], Any]) -> float:
     """By how many MiB the resident set grows, at most, while `work` is done a second time: what starting up and
     compiling take is no part of it."""
     work()
-    release = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc keeps what is freed, and so would hide
-    release(0)  # the growth; others give it back
+    release_memory()
     RESET.write_text("5")
     before = resident("VmRSS")
     work()
     return (resident("VmHWM") - before) / 1024
+
+
+def release_memory() -> None:
+    """Give back what is freed already, which glibc keeps, so that growth would be hidden in it."""
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 def resident(field: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def new(
     presets.checked(preset)
     if out is not None:
         holds_no_run(out)
-    runtime = open_machine(machine)
+    runtime = open_machine(machine, preset.network)
     series = preset.network == "trajectory"
     source = (forecast.load(init_from) if series else model.load(init_from)) if init_from else None
     images = open_data(preset, data_dir, skip_bad)
@@ -101,7 +101,7 @@ def resume(
         if preset.steps <= step:
             terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total)")
             return Outcome("done", step, 0.0), folder
-        runtime = open_machine(machine, before=saved["runtime"])
+        runtime = open_machine(machine, preset.network, saved["runtime"])
         images = open_data(preset, data_dir, skip_bad)
         shape = from_dict(saved, folder)
         fits_memory(preset, shape, runtime)
@@ -222,8 +222,23 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def open_machine(machine: Trainer, before: dict[str, Any] | None = None) -> Runtime:
+def open_machine(
+    machine: Trainer, network: Literal["image", "trajectory"] = "image", before: dict[str, Any] | None = None
+) -> Runtime:
+    """The machine that is asked for, said in a line. A trajectory's network, being small and told apart by small steps,
+    has one way to run. Raises InputError where another is asked for."""
+    if network == "trajectory":
+        only = {"dtype": "float32", "update_dtype": "float32", "compile": "off"}
+        for name, way in only.items():
+            if getattr(machine, name) not in ("auto", way):
+                asked = f"{presets.flag(name)} {getattr(machine, name)}"
+                raise InputError(f"{asked}: networks of time series run in float32, eagerly; leave it out")
+        machine = replace(machine, **only)
     runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads, before, machine.update_dtype)
+    if network == "trajectory":
+        where, *_, threads = runtime.reason.split("; ")
+        small = "float32 and eager (a time series' network is small)"
+        runtime = replace(runtime, reason="; ".join([where, small, threads]))
     terminal.say(f"machine: {runtime.reason}")
     return runtime
 

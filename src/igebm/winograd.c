@@ -188,7 +188,7 @@ INLINE void transform_out(const Convolution *q, int first, int n, size_t step, i
   }
 }
 
-#define CACHED 3072 /* channels times patches of a block: 36 transforms of each in float32 are 432 KiB */
+#define CACHED 2304 /* channels times patches of a block: 36 transforms of each in float32 are 324 KiB */
 
 /* Returns 0, or 1 where there is no memory. */
 int convolve(const Convolution *q) {

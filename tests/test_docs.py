@@ -323,10 +323,10 @@ def test_numbers_on_cifar10_are_those_of_the_files():
     ]
 
 
-@pytest.mark.parametrize("name", ["avx512-bf16", "amx", "h200"])
+@pytest.mark.parametrize("name", ["avx512-bf16", "avx2", "amx", "h200"])
 def test_speeds_are_those_of_the_files(name):
     """README's tables of `igebm bench`: each row's numbers, as rounded there, are one row of the file that is linked
-    before it; and the AMX and H200 tables' shares outside the work."""
+    before it; and the shares outside the work."""
     found = json.loads((HERE / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
     page = (HERE / "README.md").read_text(encoding="utf-8")
     rows = page[page.index(f"(benchmarks/results/{name}.json)") :].split("\n\n")[1].splitlines()[2:]
@@ -346,10 +346,32 @@ def test_speeds_are_those_of_the_files(name):
             if len(said) == len(shown)
         ]
         assert near.count(True) == 1, row
-    if name != "avx512-bf16":
-        outside = [100 * r["outside"] for r in found if "outside" in r]
+    outside = [100 * r["outside"] for r in found if "outside" in r]
+    if name.startswith("avx"):
+        low, high = re.search(r"Of an iteration ([0-9.]+) to ([0-9.]+) % are spent outside", page).groups()
+        assert all(float(low) <= round(share, 1) <= float(high) for share in outside)
+    else:
         said = "Of such an iteration {:.1f} and {:.1f} %" if name == "amx" else "in batches of 32 {:.0f} to {:.0f} %"
         assert said.format(*outside) in page
+
+
+@pytest.mark.parametrize("name", ["avx512-bf16", "avx2"])
+def test_gains_are_those_of_the_files(name):
+    """docs/speed.md: errors against float64, what the compiler brings, what packing brings."""
+    found = json.loads((HERE / "benchmarks" / "results" / f"gains-{name}.json").read_text())
+    page = (HERE / "docs" / "speed.md").read_text(encoding="utf-8")
+    for row in found["relative errors"]:
+        head = f"{row['dtype']}{', Winograd' if row['winograd'] else ''}"
+        assert f"| {head} | {row['energy']:.0e} | {row['gradient']:.0e} |" in page
+    for width in (128, 64):
+        ms = {row["what"]: row["ms"] for row in found["rows"] if row["width"] == width}
+        dtype, plain = ("bfloat16", "bfloat16") if "bfloat16" in ms else ("float32", "folded")
+        gain = 100 * (ms[plain] / ms[f"beside: compiled, {dtype}"] - 1)
+        low, high = map(float, re.search(r"by ([0-9]+) to ([0-9]+) %", page).groups())
+        assert low <= round(gain) <= high
+    packed = found["weights packed for oneDNN, seconds of a forward pass"]
+    share = float(re.search(r"saves at most ([0-9.]+) % of a forward pass", page).group(1))
+    assert 100 * (1 - packed["once"] / packed["each call"]) <= share + 0.05
 
 
 def test_numbers_on_concepts_are_those_of_the_files():

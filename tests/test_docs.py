@@ -302,6 +302,33 @@ def test_numbers_on_the_paper_are_those_of_the_files():
         assert said in page, said
 
 
+RECORDS = sorted(path for folder in ("results", "benchmarks/results", "src/igebm/pretrained")
+                 for path in (HERE / folder).rglob("*.json"))  # fmt: skip
+
+
+def held(value: object, name: str) -> list:
+    """All values that go by this name, however deep."""
+    branches = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    return [v for k, v in branches if k == name] + [found for _, v in branches for found in held(v, name)]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_number_has_its_circumstances(path):
+    """The commit it was made at and the versions of what made it; and no place of a machine that nobody else has."""
+    text = path.read_text(encoding="utf-8")
+    about = json.loads(text)
+    for name in ("commit", "versions"):
+        assert all(held(about, name)) and held(about, name), f"{path.name} lacks its {name}"
+    assert not re.search(r"/(root|work|tmp|home)/", text)
+    if path.parent.name == "pretrained":
+        assert len(about["note"]) > 60 and about["training_seconds"] > 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_page_waits_to_be_filled_in(page):
+    assert not re.search(r"@[A-Z]{2,}@|TODO|FIXME|XXX", page.read_text(encoding="utf-8"))
+
+
 def test_numbers_on_cifar10_are_those_of_the_files():
     """README's table of the two bundled models, row by row."""
     page = (HERE / "README.md").read_text()

@@ -250,7 +250,7 @@ def test_c08_redirected_output_has_no_control_characters_and_closed_stdout_still
             + ["--out", str(tmp_path / "r")],
             stderr=log,
         ).returncode  # fmt: skip
-    assert code in (0, 1, 120) and (tmp_path / "r" / "checkpoint.pt").exists()
+    assert code == 0 and (tmp_path / "r" / "checkpoint.pt").exists()
     text = (tmp_path / "log").read_bytes()
     assert b"\r" not in text and b"\x1b" not in text and b"Traceback" not in text
 

@@ -6,6 +6,7 @@ Commands run as a user would run them, in processes of their own. Numbered cases
 import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -196,11 +197,12 @@ def test_c31_every_name_can_be_shown_and_used(locale, tmp_path):
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "gpu", "cuda:" + "9" * 5000], ids=lambda name: name[:8])
 def test_c29_a_device_that_is_not_there_is_refused_before_data_are_read(device):
     """The data set is not there either, and it is not what is complained of."""
-    started = time.monotonic()
+    used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # no other's load counts
+    before = used()
     env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     args = ["train", "--device", device, "--data", "/nowhere/at/all"]
     done = subprocess.run([sys.executable, "-m", "igebm", *args], capture_output=True, text=True, env=env)
-    assert done.returncode == 2 and done.stdout == "" and time.monotonic() - started < 60  # 3 s on a quiet machine
+    assert done.returncode == 2 and done.stdout == "" and used() - before < 10
     assert device[:20] in done.stderr and "cpu" in done.stderr and done.stderr.count("\n") == 1
 
 

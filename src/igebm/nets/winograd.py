@@ -42,11 +42,11 @@ def kernel(w: Float[Tensor, "o c 3 3"], down: bool = False) -> Kernel:
     return Kernel(_transformed(w), _transformed(w.flip(2, 3).transpose(0, 1)))
 
 
-def _transformed(w: Tensor) -> Tensor:
+def _transformed(w: Float[Tensor, "o c 3 3"]) -> Float[Tensor, "36 p c panel"]:
+    """G w Gᵀ as one matrix product, (G ⊗ G) vec(w), its channels out in panels."""
     o, c, panel = *w.shape[:2], native.library().panel()
-    g = G.to(w.device)
-    u = torch.einsum("ua,ocab,vb->uvco", g, w, g)  # (6, 6, c, o)
-    return u.reshape(36, c, o // panel, panel).transpose(1, 2).contiguous()
+    columns = w.reshape(o // panel, panel, c, 9).permute(3, 0, 2, 1).reshape(9, -1)  # (9, o c), channels out innermost
+    return (torch.kron(G, G) @ columns).view(36, o // panel, c, panel)
 
 
 class _Conv(torch.autograd.Function):

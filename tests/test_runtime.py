@@ -92,7 +92,7 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch, tmp_path):
 
 def test_without_a_compiler_a_run_stays_eager_and_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    native.library.cache_clear()
+    native._library.cache_clear()
     r = runtime.probe("cpu", "float32", "auto", 1)
     assert r.compiled is False and "eager (no Winograd convolutions: " in r.reason
     with pytest.raises(InputError, match="no C.. compiler here"):
@@ -104,7 +104,7 @@ def test_without_a_compiler_a_run_stays_eager_and_says_so(monkeypatch):
     assert runtime._compiled("auto", gpu, torch.bfloat16) == (False, "eager (no C compiler here (install gcc))")
     with pytest.raises(InputError, match="--compile graphs: there is no C compiler here .install gcc.; or leave"):
         runtime._compiled("graphs", gpu, torch.bfloat16)
-    native.library.cache_clear()
+    native._library.cache_clear()
 
 
 def test_c29_a_card_too_old_to_run_anything(monkeypatch):

@@ -14,7 +14,7 @@ from igebm import native, presets, runtime
 from igebm.energy import energy_and_grad
 from igebm.errors import InputError
 from igebm.model import Shape, build_image_net
-from igebm.nets import winograd
+from igebm.nets import fold, winograd
 from igebm.nets.fold import Twin
 
 needed = pytest.mark.skipif(native.fault() is not None, reason=f"no Winograd here: {native.fault()}")
@@ -118,6 +118,35 @@ def test_bfloat16_is_float32_rounded_to_the_nearest():
 
 
 @needed
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_are_converted_and_shapes_that_do_not_fit_refused(dtype):
+    """Never read as what they are not: the library knows no shapes of its own."""
+    x, weight = drawn(2, 32, 64, 6, 6)
+    k = winograd.kernel(weight)
+    y = winograd.conv3x3(x.to(dtype), k)
+    assert y.dtype is dtype and off(y, winograd.conv3x3(x.to(dtype).float(), k)) < 1e-3
+    for wrong in (
+        {"x": x[:, :16]},
+        {"add": torch.zeros(2, 64, 6, 5)},
+        {"gain": torch.ones(3, 64, 1, 1)},
+        {"bias": torch.ones(1, 32, 1, 1)},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} of a convolution has the shape"):
+            winograd._run(**({"x": x, "u": k.forth, "size": torch.Size((6, 6))} | wrong))
+
+
+@needed
+def test_one_image_under_several_labels():
+    """Broadcast, as by the folded convolution."""
+    x, weight = drawn(1, 32, 32, 6, 6)
+    gain, bias = torch.rand(3, 32, 1, 1), torch.randn(3, 32, 1, 1)
+    one, many = (
+        fold._modulated(z, winograd.kernel(weight), gain, bias, "leaky-relu") for z in (x, x.repeat(3, 1, 1, 1))
+    )
+    assert one.shape == many.shape and off(one, many) < 1e-5
+
+
+@needed
 def test_no_images_and_a_batch_whose_channels_lie_apart():
     x, weight = drawn(2, 32, 32, 6, 6)
     k = winograd.kernel(weight)
@@ -189,13 +218,14 @@ def test_what_is_lacking_is_said(tmp_path):
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'no such option' >&2\nexit 1\n")
     broken.chmod(0o755)
-    assert fault_with(tmp_path, CC=str(broken)) == "gcc refuses its kernel: no such option"
+    assert fault_with(tmp_path, CC=str(broken)) == "broken refuses its kernel: no such option"
     odd = tmp_path / "odd"
     odd.write_text('#!/bin/sh\nfor last; do :; done\necho nonsense > "$last"\n')
     odd.chmod(0o755)
     assert "cannot be loaded" in fault_with(tmp_path, CC=str(odd))
-    wrong = tmp_path / "wrong"
-    wrong.write_text('#!/bin/sh\nexec gcc -D"b_transposed(d,o)=memcpy(o,d,sizeof(vec)*6)" "$@"\n')
+    wrong = tmp_path / "wrong"  # a sign lost: the kernel compiles and is no convolution
+    wrong.write_text(f'#!/bin/sh\nexec gcc $(echo "$@" | sed "s#{native.SOURCE}#{tmp_path}/wrong.c#")\n')
+    (tmp_path / "wrong.c").write_text(native.SOURCE.read_text(encoding="utf-8").replace("q = m[1] - m[2]", "q = m[1]"))
     wrong.chmod(0o755)
     assert "gcc refuses" in fault_with(tmp_path, CC=str(wrong)) or "something else" in fault_with(
         tmp_path, CC=str(wrong)
@@ -205,6 +235,44 @@ def test_what_is_lacking_is_said(tmp_path):
     assert fault_with(tmp_path, ATEN_CPU_CAPABILITY="default") == "its kernel wants Linux on a processor with AVX2"
 
 
+@needed
+def test_a_kept_library_that_is_damaged_is_made_again(tmp_path):
+    """Cut short, it would end every command with a signal."""
+    assert fault_with(tmp_path) == "None"
+    (kept,) = tmp_path.rglob("winograd-*.so")
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[:8000], whole[:-1] + bytes([whole[-1] ^ 1])):
+        kept.write_bytes(damaged)
+        assert fault_with(tmp_path) == "None" and kept.read_bytes() == whole
+    kept.with_suffix(".sha256").unlink()
+    assert fault_with(tmp_path) == "None"
+
+
+@needed
+@pytest.mark.parametrize("env", [{"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}, {"HOME": ""}])
+def test_plain_locales_and_no_home_are_no_hindrance(env, tmp_path):
+    assert fault_with(tmp_path, **env) == "None" and not (tmp_path / "~").exists()
+
+
+@needed
+def test_nobodys_random_numbers_are_moved_on():
+    code = (
+        "import torch; from igebm import native; torch.manual_seed(0); native.library(); a = torch.rand(1);"
+        "torch.manual_seed(0); print(torch.equal(a, torch.rand(1)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+@needed
+def test_torchs_own_openmp_is_linked_whatever_else_is_loaded():
+    """scikit-learn brings a runtime of its own, whose name comes first."""
+    code = "import sklearn.tree, torch; from igebm import native; print(native._openmp())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert Path(torch.__file__).parent.parent in Path(done.stdout.strip()).parents and "/torch" in done.stdout
+
+
+@needed
 def test_it_is_chosen_where_it_is_faster_and_refused_where_it_is_not_to_be_had(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(native, "fault", lambda: None)

@@ -81,6 +81,12 @@ def what_is(path: Path) -> Literal["file", "folder", "nothing"]:
     return "folder" if stat.S_ISDIR(mode) else "file"
 
 
+def user_cache() -> Path | None:
+    """The folder of this user's in which what can be made or fetched again is kept; None where the user has no home."""
+    home = os.path.expanduser("~")  # stays "~" without $HOME and an entry for the user
+    return Path(home, ".cache", "igebm") if home != "~" else None
+
+
 def writable_file(path: Path) -> Path:
     """`path` as a file that can be written, its folder made. Raises InputError otherwise, before any work is done."""
     writable_folder(path.parent)

@@ -52,7 +52,7 @@ def load(
     where: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = torch.float32,
-    compiled: Compiled = False,
+    compiled: bool | str = False,
 ) -> "EBM":
     """The model of a run folder, a .safetensors file, a bundled name (`igebm models`) or hf:owner/name.
 
@@ -67,13 +67,16 @@ def load(
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
         dtype = DTYPES[dtype]
+    if compiled not in (False, True, "graphs", "winograd"):
+        raise InputError(f"compiled={compiled!r}: give False, True, 'graphs' or 'winograd'")
+    way: Compiled = compiled  # type: ignore[assignment]
     if compiled == "graphs" and at.type != "cuda":
         raise InputError(f"CUDA graphs need a GPU, chains run on the {at.type}; give compiled=True or False")
     if compiled == "winograd":
         lacking = "they are for a CPU" if at.type != "cpu" else native.fault()
         if lacking:
             raise InputError(f"no Winograd convolutions: {lacking}; give compiled=False")
-    return EBM(model.load(where, at, dtype, compiled))
+    return EBM(model.load(where, at, dtype, way))
 
 
 @dataclass(frozen=True, repr=False)

@@ -209,7 +209,7 @@ class Machine:
     compile: str = "quick"
     """on: compile the chain's step, for a minute once, which long chains of large models pay back; graphs: launch it as
     one CUDA graph too; winograd: a CPU's 3x3 convolutions with a quarter of the multiplications, by gcc in a second;
-    quick: that where it is faster, else off; auto: as training does"""
+    quick: that where it is faster (not for bfloat16 with AMX), else off; auto: as training does"""
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
 
@@ -220,8 +220,8 @@ class Trainer(Machine):
 
     compile: str = "auto"
     """on: compile the chain's step and the update, for a minute once; graphs: launch the step as one CUDA graph too;
-    winograd: a CPU's 3x3 convolutions with a quarter of the multiplications, by gcc in a second; off. auto: graphs on a
-    GPU, on where there is AMX, else winograd"""
+    winograd: a CPU's 3x3 convolutions with a quarter of the multiplications, by gcc in a second; off; quick: winograd
+    or off. auto: graphs on a GPU, on for bfloat16 with AMX, else winograd"""
     update_dtype: str = "auto"
     """of the update's forward and backward pass: float32 or bfloat16; auto: as the chains'"""
 

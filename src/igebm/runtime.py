@@ -235,7 +235,7 @@ def _compiled(
         return True, "compiled (AMX)"
     if native.fault():
         return False, f"eager (no Winograd convolutions: {native.fault()})"
-    return "winograd", _MEANING["winograd"]
+    return "winograd", f"{_MEANING['winograd']} (of channels in multiples of {native.library().panel()})"
 
 
 _MEANING: dict[Any, str] = {

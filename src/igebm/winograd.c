@@ -137,7 +137,9 @@ INLINE void transform_in(const Convolution *q, int first, int n, size_t step, fl
       for (int l = 0; l < 6; l++) {
         vec d[6], out[6];
         for (int r = 0; r < 6; r++) {
-          d[r] = inside[r][l] ? load(q->x, at[r][l] + k, half) : (vec){0};
+          d[r] = (vec){0};
+          if (!inside[r][l]) continue;
+          d[r] = load(q->x, at[r][l] + k, half);
           if (q->sign) d[r] = leaky(d[r], load(q->sign, at[r][l] + k, half), q->slope);
           if (q->in_gain) d[r] *= load(q->in_gain, (size_t)image * q->in_step + k, 0);
         }

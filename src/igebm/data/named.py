@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..files import user_cache
 from . import hub
 from .arrays import load_file, npz_headers
 from .images import SPLITS, Images, MissingSplit, canonical, existing, fitted, shown, silent
@@ -133,10 +134,9 @@ def data_places(data_dir: Path | None) -> list[Path]:
     chosen = data_dir or os.environ.get("IGEBM_DATA")
     if chosen:
         return [Path(chosen).expanduser() if str(chosen).startswith("~") else Path(chosen)]
-    home = os.path.expanduser("~")  # stays "~" without $HOME and an entry for the user
     user = f"igebm-{os.getuid()}" if hasattr(os, "getuid") else "igebm"
-    spare = Path(tempfile.gettempdir(), user)
-    return [Path(home, ".cache", "igebm"), spare] if home != "~" else [spare]
+    kept, spare = user_cache(), Path(tempfile.gettempdir(), user)
+    return [kept, spare] if kept else [spare]
 
 
 def data_folder(data_dir: Path | None = None, say: Callable[[str], None] = silent) -> Path:

@@ -158,8 +158,9 @@ def _modulated(
     skip: Tensor | None = None,
 ) -> Tensor:
     """activation(gain conv(x) + bias + skip); a folded gain leaves the bias to the convolution. Winograd's does all of
-    it in one pass, where gain and bias need no gradient."""
-    if isinstance(w, winograd.Kernel) and activation == "leaky-relu" and not bias.requires_grad:
+    it in one pass, where gain and bias need no gradient and one image has not many labels."""
+    plain = not bias.requires_grad and bias.shape[0] in (1, x.shape[0])
+    if isinstance(w, winograd.Kernel) and activation == "leaky-relu" and plain:
         return winograd.conv3x3(x, w, down, gain, bias, skip, slope=0.2)
     h = _conv(x, w, down, bias) if gain is None else torch.addcmul(bias, _conv(x, w, down), gain)
     return _activate(h if skip is None else h + skip, activation)

@@ -1,6 +1,7 @@
 """3x3 convolutions on a CPU with a quarter of the multiplications: Winograd's F(4x4, 3x3), by winograd.c.
 
-Lavin & Gray, arXiv:1509.09308. For chains alone: derivatives are of first order, and in x.
+Lavin & Gray, arXiv:1509.09308. For chains alone: derivatives are of first order, and in x. Numbers are to be of a
+chain's size: a pixel's rounding error reaches the 16 places that share its patch.
 """
 
 import ctypes
@@ -78,29 +79,33 @@ def conv3x3(
     slope: float = 1.0,
 ) -> Float[Tensor, "b o h2 w2"]:
     """leaky(gain conv(x) + bias + add), zero padding, in one pass; with `down` conv is followed by the 2x2 average.
-    leaky(z) is z or slope z. Images are float32 or bfloat16. Differentiable in x and `add`; `gain` and `bias` (n: 1 or
-    b) are constants."""
+    leaky(z) is z or slope z. Computes in float32, on images of float32 or bfloat16 (others are converted).
+    Differentiable in x and `add`; `gain` and `bias` (n: 1 or b) are constants."""
     return _Conv.apply(x, k, down, gain, bias, add, slope)
 
 
 def _run(x: Tensor, u: Tensor, size: torch.Size, up=False, down=False, slope=1.0, **given: Tensor | None) -> Tensor:
     """One call of the library: an image of `size` places, taken from or brought to half of it."""
-    (b, c), (h, w), (_, panels, _, panel) = x.shape[:2], size, u.shape
-    o, half = panels * panel, x.dtype is torch.bfloat16
-    y = torch.empty((b, o, h >> down, w >> down), dtype=x.dtype, memory_format=torch.channels_last)
-    # Images lie channels last, in one dtype; gains and biases as rows of float32, for each image or for all.
-    image = lambda t: t.to(x.dtype).permute(0, 2, 3, 1).contiguous()
-    row = lambda t: t.float().flatten(1).expand(n, -1).contiguous()
-    n = b if any(t is not None and t.shape[0] > 1 for name, t in given.items() if name in ROWS) else 1
-    held = {name: (row if name in ROWS else image)(t) for name, t in (given | {"x": x}).items() if t is not None}
+    (b, c), (h, w), (_, panels, channels, panel) = x.shape[:2], size, u.shape
+    o, dtype = panels * panel, x.dtype if x.dtype is torch.bfloat16 else torch.float32
+    shapes = {"x": (b, channels, h >> up, w >> up), "sign": x.shape, "add": (b, o, h >> down, w >> down)}
+    rows = {"gain": o, "bias": o, "in_gain": c}
+    there = {name: t for name, t in (given | {"x": x}).items() if t is not None}
+    for name, t in there.items():  # the library would read beyond what is there
+        fits = t.shape == shapes[name] if name in shapes else t.shape in ((1, rows[name], 1, 1), (b, rows[name], 1, 1))
+        if not fits:
+            raise ValueError(f"{name} of a convolution has the shape {tuple(t.shape)}, on images {tuple(x.shape)}")
+    each = any(t.shape[0] > 1 for name, t in there.items() if name in rows)  # a gain for each image, or one for all
+    # Images lie channels last, in one dtype; gains and biases as rows of float32.
+    image = lambda t: t.to(dtype).permute(0, 2, 3, 1).contiguous()
+    row = lambda t: t.float().flatten(1).expand(b if each else 1, -1).contiguous()
+    held = {name: (image if name in shapes else row)(t) for name, t in there.items()}
+    y = torch.empty(shapes["add"], dtype=dtype, memory_format=torch.channels_last)
     asked = native.Convolution(
-        u=u.data_ptr(), y=y.data_ptr(), images=b, h=h, w=w, c=c, o=o, up=up, down=down, half=half, slope=slope,
-        step=o * (n > 1), in_step=c * (n > 1), threads=torch.get_num_threads(),
+        u=u.data_ptr(), y=y.data_ptr(), images=b, h=h, w=w, c=c, o=o, up=up, down=down,
+        half=dtype is torch.bfloat16, slope=slope, step=o * each, in_step=c * each, threads=torch.get_num_threads(),
         **{name: t.data_ptr() for name, t in held.items()},
     )  # fmt: skip
     if native.library().convolve(ctypes.byref(asked)):
         raise MemoryError("out of memory for a convolution's patches")
-    return y
-
-
-ROWS = ("gain", "bias", "in_gain")
+    return y.to(x.dtype)

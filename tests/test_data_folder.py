@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from igebm.benchmarks.speed import RESET, peak_growth
 from igebm.data import MissingSplit, load
-from igebm.data.decode import Picture, decode_all
+from igebm.data import decode as decoding
+from igebm.data.decode import Picture, converted, decode, decode_all
 from igebm.errors import InputError
 
 
@@ -216,6 +218,32 @@ def test_a_decompression_bomb_is_a_bad_file(tmp_path):
         warnings.simplefilter("default")
         with pytest.raises(InputError, match=r"bomb\.bmp \(too many pixels"):
             load(str(tmp_path))
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="the resident set can be told on Linux alone")
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_large_picture_takes_eight_bytes_a_pixel(mode, tmp_path):
+    """Twelve million pixels, more rows than a strip has, and the last strip not a whole one."""
+    picture = Image.new(mode, (4000, 3001))
+    if mode == "P":
+        picture.info["transparency"] = 0
+    picture.save(tmp_path / "a.png")
+    read = lambda: decode(Picture("a", lambda: tmp_path / "a.png"), 8, 3)
+    assert peak_growth(read) < 8 * 4000 * 3001 / 2**20 + 16
+    assert read().shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "I;16"])
+def test_strips_are_the_whole(mode, monkeypatch):
+    """Rows of a strip, one at a time or all at once: the same pixels."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 65536, (7, 5), dtype=np.uint16)
+    picture = Image.fromarray(grey if mode == "I;16" else rng.integers(0, 256, (7, 5, len(mode)), dtype=np.uint8))
+    at_once = converted(picture, None, 3)
+    monkeypatch.setattr(decoding, "STRIP", 5)
+    assert np.array_equal(converted(picture, None, 3), at_once)
+    if mode == "I;16":
+        assert np.array_equal(at_once[..., 0], np.rint(grey / 257))
 
 
 def test_mixed_sizes_need_an_image_size(tmp_path):

@@ -21,6 +21,8 @@ from .images import check_options, square, with_channels
 IN_MEMORY = 2**30  # bytes; larger sets go to a file that is memory-mapped
 AT_ONCE = 512  # pictures decoded before the first is stored
 GREY = ("1", "L", "LA", "La")
+MOST_PIXELS = 64_000_000  # of a picture, which takes 8 bytes each while it is decoded
+STRIP = 2**18  # pixels that are made over at a time
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 # Pillow looks at a file's content, not at its name, and knows kinds that run programs (EPS) or other machinery.
 KINDS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
@@ -48,19 +50,40 @@ def converted(image: Image.Image, image_size: int | None, channels: int) -> np.n
     """A picture that Pillow has opened, or made, by the rule above: uint8 H x W x `channels`."""
     mode = _mode(image)
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if mode == "I;16":
-        image = Image.fromarray(np.rint(np.asarray(image).astype(np.uint16) / 257).astype(np.uint8))
+        image = _in_strips(image, "L", _eight_bits)
     elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("LA") if mode == "La" else image
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        image = _in_strips(image, "RGB", _over_white)
     else:
-        image = image.convert("L" if mode in GREY else "RGB")
+        depth = "L" if mode in GREY else "RGB"
+        image = image if image.mode == depth else image.convert(depth)
     if image_size is not None:
         image = square(image, image_size)
     x = np.asarray(image)
     return with_channels(x[..., None] if x.ndim == 2 else x, channels)
+
+
+def _in_strips(image: Image.Image, mode: str, f: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`f` of the picture, a pixel at a time by nature, some rows at once: what it needs in between is small."""
+    w, h = image.size
+    found, rows = Image.new(mode, image.size), max(1, STRIP // w)
+    for top in range(0, h, rows):
+        found.paste(f(image.crop((0, top, w, min(top + rows, h)))), (0, top))
+    return found
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """round(v / 257); 257 is odd, so no v is half way."""
+    v = np.asarray(image).astype(np.uint16).astype(np.uint32)
+    return Image.fromarray(((v + 128) // 257).astype(np.uint8))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    image = image.convert("LA") if image.mode == "La" else image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def decode_all(
@@ -107,7 +130,11 @@ def opened(picture: Picture) -> Image.Image:
     source = picture.open()
     if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
         raise OSError("neither a file nor a link to one")  # a pipe would be waited for
-    return Image.open(source, formats=KINDS)
+    image = Image.open(source, formats=KINDS)
+    if image.size[0] * image.size[1] > MOST_PIXELS:
+        image.close()
+        raise Image.DecompressionBombError
+    return image
 
 
 def _mode(image: Image.Image) -> str:
@@ -210,7 +237,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return "too many pixels to be decoded safely"
+        return f"too many pixels to be decoded safely; {MOST_PIXELS:,} are allowed"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).split("\n")[0] or type(error).__name__

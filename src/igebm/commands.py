@@ -62,6 +62,7 @@ def sample(asked) -> Path:
         "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
         "seed": asked.seed,
         "dtype": str(m.dtype).removeprefix("torch."),
+        "compiled": m.compiled,
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     write_json(out / "sample.json", about)

@@ -43,7 +43,7 @@ class Head(NamedTuple):
 def decode(picture: Picture, image_size: int | None, channels: int) -> np.ndarray:
     """One picture, uint8 H x W x `channels`; raises whatever Pillow raises where it cannot be decoded to its end."""
     with opened(picture) as image:
-        return converted(image, image_size, channels)
+        return converted(_bounded(image), image_size, channels)
 
 
 def converted(image: Image.Image, image_size: int | None, channels: int) -> np.ndarray:
@@ -130,9 +130,11 @@ def opened(picture: Picture) -> Image.Image:
     source = picture.open()
     if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
         raise OSError("neither a file nor a link to one")  # a pipe would be waited for
-    image = Image.open(source, formats=KINDS)
+    return Image.open(source, formats=KINDS)
+
+
+def _bounded(image: Image.Image) -> Image.Image:
     if image.size[0] * image.size[1] > MOST_PIXELS:
-        image.close()
         raise Image.DecompressionBombError
     return image
 
@@ -151,7 +153,7 @@ def _mode(image: Image.Image) -> str:
 def _head(picture: Picture) -> Head | str:
     try:
         with opened(picture) as image:
-            w, h = image.size
+            w, h = _bounded(image).size
             # For a PNG without EXIF in front Pillow would decode all of it to look behind the pixels.
             turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return Head((h, w) if turned else (w, h), _mode(image) in (*GREY, "I;16"))

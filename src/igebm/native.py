@@ -83,7 +83,10 @@ def _library() -> ctypes.CDLL | str:
 
 def _compiler() -> list[str] | None:
     """$CC where that is a gcc, with its arguments; else gcc."""
-    asked = shlex.split(os.environ.get("CC", ""))
+    try:
+        asked = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # a quotation mark left open
+        asked = []
     if asked and shutil.which(asked[0]) and "clang" not in asked[0]:  # whose OpenMP is another
         return asked
     found = shutil.which("gcc")
@@ -103,7 +106,7 @@ def _openmp() -> str | None:
 def _made(path: Path, command: list[str]) -> Path:
     """`path`, compiled where it does not lie there whole: a library that was cut short would end the process."""
     digest = path.with_suffix(".sha256")
-    sound = lambda: digest.read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    sound = lambda: digest.read_bytes() == hashlib.sha256(path.read_bytes()).hexdigest().encode()
     if not (path.exists() and digest.exists() and sound()):
         with whole(path) as temporary:
             done = subprocess.run([*command, str(temporary)], capture_output=True, text=True, errors="replace")

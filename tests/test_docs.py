@@ -382,6 +382,16 @@ def test_speeds_are_those_of_the_files(name):
         assert said.format(*outside) in page
 
 
+def test_orders_of_cost_are_those_of_the_file():
+    page = " ".join((HERE / "README.md").read_text(encoding="utf-8").split())
+    found = json.loads((HERE / "benchmarks" / "results" / "scaling.json").read_text())["rows"]
+    slope = {name: f"{row['slope']:.2f}" for name, row in found.items()}
+    assert (
+        "steps to the power of {steps} and with the number of composed energies to that of {energies}; "
+        "with its batch, its side and its width to {batch}, {size} and {width}"
+    ).format(**slope) in page
+
+
 @pytest.mark.parametrize("name", ["avx512-bf16", "avx2"])
 def test_gains_are_those_of_the_files(name):
     """docs/speed.md: errors against float64, what the compiler brings, what packing brings."""

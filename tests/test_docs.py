@@ -23,7 +23,7 @@ from hub_server import Hub
 from PIL import Image
 from test_convert import made_up as igebm_pytorch
 
-from igebm import cli, presets
+from igebm import arguments, cli, presets
 from igebm.baselines import settings as baselines
 from igebm.cli import main
 
@@ -106,7 +106,7 @@ def understood(words: list[str], monkeypatch) -> None:
     def parse(kind, command, args, default=None):
         asked = real(kind, command, args, default)
         if command == "train" and asked.resume is None:
-            asked = real(kind, command, args, cli.Train(presets.named(asked.preset), presets.Trainer()))
+            asked = real(kind, command, args, arguments.Train(presets.named(asked.preset), presets.Trainer()))
             presets.checked(asked.settings)
         if command == "baseline":
             assert asked.kind in baselines.DEFAULTS
@@ -257,7 +257,7 @@ def test_every_module_named_in_the_reference_exists():
 
 def test_flags_in_tables_exist():
     """Every flag that the page on other code gives as ours is one of ours."""
-    known = {presets.flag(f.name) for kind in (presets.Preset, presets.Trainer, cli.Train) for f in fields(kind)}
+    known = {presets.flag(f.name) for kind in (presets.Preset, presets.Trainer, arguments.Train) for f in fields(kind)}
     known |= {presets.flag(f.name) for kind in cli.EXPERIMENTS.values() for f in fields(kind)}
     known |= {"--no-conditional", "--mode", "--nproc-per-node"}
     rows = re.findall(r"^\| (.*) \|$", (HERE / "docs" / "coming-from.md").read_text(), re.M)

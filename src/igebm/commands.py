@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from . import __version__, data, forecast, model, terminal
+from .arguments import ConceptsOf, DataCheck, EnergyOf, Evaluate, RolloutOf, Sample
 from .data import Images
 from .errors import Fault, InputError, within
 from .files import what_is, writable_file, writable_folder, write_array, write_json, write_text
@@ -25,7 +26,7 @@ MOST = 10_000_000
 """of images, of those at a time, of steps: a slip of the keyboard, not a wish"""
 
 
-def sample(asked) -> Path:
+def sample(asked: Sample) -> Path:
     """`igebm sample`: the folder with samples.png, samples.npy, labels.npy and sample.json."""
     for flag, value, low in (("--n", asked.n, 1), ("--batch", asked.batch, 1), ("--steps", asked.steps, 0)):
         within(flag, value, low, MOST)
@@ -70,7 +71,7 @@ def sample(asked) -> Path:
     return out
 
 
-def starts(asked, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
+def starts(asked: Sample, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Where the chains of `igebm sample` start: images (None: noise) and their labels (None: as --label says)."""
     wanted = None if asked.label is None else m.condition(asked.label)
     if asked.init == "noise":
@@ -112,7 +113,7 @@ def from_buffer(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return saved["x"].permute(0, 2, 3, 1).numpy(), None if saved["y"] is None else saved["y"].numpy()
 
 
-def energy(asked) -> None:
+def energy(asked: EnergyOf) -> None:
     """`igebm energy`: one energy an image, to a file or as CSV to stdout."""
     within("--batch", asked.batch, 1, MOST)
     if asked.out is not None and asked.out.suffix not in (".csv", ".npy"):
@@ -161,7 +162,7 @@ def label_text(images: Images, i: int) -> str:
     return "" if images.y[i] < 0 else images.classes[images.y[i]]
 
 
-def check(asked) -> None:
+def check(asked: DataCheck) -> None:
     """`igebm data check`: a page of text, or JSON."""
     found = data.check(
         asked.data,
@@ -174,7 +175,7 @@ def check(asked) -> None:
     terminal.result(found, asked.json, lambda: "\n".join(terminal.pretty(found)))
 
 
-def evaluate(name: str, asked) -> int:
+def evaluate(name: str, asked: Evaluate) -> int:
     """`igebm eval`: one experiment, or all; its numbers are printed, then the folder with the rest."""
     within("--batch", asked.common.batch, 1, MOST)
     within("--seed", asked.common.seed, 0, 2**31 - 1)
@@ -216,7 +217,7 @@ def shortened(numbers: dict) -> dict:
     return {k: v for k, v in short.items() if v != {} and not long(v)}
 
 
-def rollout(asked) -> int:
+def rollout(asked: RolloutOf) -> int:
     """`igebm eval rollout`: models of time series beside each other."""
     from .evaluation import rollout as experiment
     from .evaluation.work import folder_of, record_plain
@@ -241,7 +242,7 @@ def rollout(asked) -> int:
     return 0
 
 
-def concepts(asked) -> int:
+def concepts(asked: ConceptsOf) -> int:
     """`igebm eval concepts`: models of a sprite's factors, combined."""
     from .evaluation import concepts as experiment
     from .evaluation.work import record_plain

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from . import inference, terminal, terms
+from .arguments import Compose, Infer
 from .circumstances import circumstances
 from .data import quantise
 from .data.decode import Picture, decode
@@ -25,7 +26,7 @@ from .samplers import run
 from .terms import Term
 
 
-def compose(asked) -> Path:
+def compose(asked: Compose) -> Path:
     """`igebm compose`: samples.png, samples.npy and compose.json with each term's energy along the way."""
     start = time.perf_counter()
     if not asked.terms:
@@ -97,7 +98,7 @@ def energies_of(parsed: list[Term], models: dict[str, Model], n: int) -> list:
     return [terms.function(t.source) if t.custom else terms.bound(t, models[t.source], n, first) for t in parsed]
 
 
-def infer(asked) -> None:
+def infer(asked: Infer) -> None:
     """`igebm infer`: infer.json with mean and spread of each latent, latents.npy with every chain's end, infer.png; the
     numbers are printed, then the folder."""
     start = time.perf_counter()
@@ -141,7 +142,7 @@ def classes_of(m: Model, picture: np.ndarray, out: Path) -> dict:
     return {"least": m.shape.classes[int(e.argmin())], "energies": dict(zip(m.shape.classes, e.tolist(), strict=True))}
 
 
-def latents_of(m: Model, picture: np.ndarray, asked, out: Path) -> dict:
+def latents_of(m: Model, picture: np.ndarray, asked: Infer, out: Path) -> dict:
     """Many chains over the latents, from starts all over their ranges; mean and spread of where they end."""
     latents = m.shape.latents
     rng = np.random.default_rng(asked.seed)

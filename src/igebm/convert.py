@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import model, presets, terminal
+from .arguments import Convert
 from .data.images import shown
 from .errors import InputError, within
 from .files import what_is, writable_folder, write_json
@@ -47,7 +48,7 @@ BLOCKS = "1d 1 2d 2 2d 2"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def convert(asked) -> Path:
+def convert(asked: Convert) -> Path:
     """`igebm convert`: the folder with model.safetensors and preset.json."""
     within("--step", asked.step, 0, 10**12)
     within("--image-size", asked.image_size, 1, 1024)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import hub, model, presets, pretrained, terminal
+from .arguments import Pull, Push
 from .data.decode import Picture, decode
 from .data.images import shown
 from .data.named import NAMED
@@ -36,7 +37,7 @@ LARGEST = 32 * 2**20
 """bytes of each of those"""
 
 
-def push(asked) -> str:
+def push(asked: Push) -> str:
     """`igebm push`: writes the tree into a folder, or uploads it; returns where it is."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", asked.licence):
         raise InputError(
@@ -81,7 +82,7 @@ def is_folder(to: str, said: bool) -> bool:
 
 def write_tree(
     folder: Path,
-    asked: Any,
+    asked: Push,
     name: str,
     where: str,
     path: Path,
@@ -141,7 +142,7 @@ def command_of(path: Path, preset: dict[str, Any]) -> str:
     return " ".join(map(str, told)) if isinstance(told, list) else ""
 
 
-def picture_of(asked: Any, about: dict[str, Any], path: Path) -> np.ndarray | None:
+def picture_of(asked: Push, about: dict[str, Any], path: Path) -> np.ndarray | None:
     """The card's picture (H, W, 3): --picture, or the run's last samples, or samples drawn now; None for a model that
     draws no images."""
     if asked.picture is not None:
@@ -168,7 +169,7 @@ def picture_at(path: Path) -> np.ndarray:
         raise InputError(f"{shown(path)} cannot be read as a picture: {hub.first_line(error)}") from error
 
 
-def pull(asked) -> Path:
+def pull(asked: Pull) -> Path:
     """`igebm pull`: the folder with the model, its card and its numbers, as a run folder has them."""
     here = is_folder(asked.source, False)
     if here:

@@ -12,6 +12,7 @@ import warnings
 from getpass import getpass
 
 from .. import hub, pretrained, terminal
+from ..arguments import Serve
 from ..errors import InputError
 from ..inputs import open_model
 from ..model import Model
@@ -20,7 +21,7 @@ MOST_BYTES = 10 * 2**20
 """of an upload"""
 
 
-def serve(asked) -> None:
+def serve(asked: Serve) -> None:
     """Opens the page and waits; ends by Ctrl-C (KeyboardInterrupt). Raises InputError before anything is loaded."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs gradio: pip install 'igebm[web]'")

@@ -171,9 +171,10 @@ def train_step(
 
     # Update
     distributed.average_gradients(net)
-    metrics = measure(state, e_pos, e_neg, loss, x_neg, g)
+    numbers = measure(state, e_pos, e_neg, loss, x_neg, g)
+    numbers["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, p.sigma_clip)
+    metrics = told(numbers)
     guarding.check(state.step + 1, metrics)
-    metrics["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, p.sigma_clip).item()
     state.optimizer.step()
     power_iteration(net)
 
@@ -183,7 +184,8 @@ def train_step(
     state.buffer.write(draw.slots, x_neg, y_neg, device)
     state.energies = e_pos, e_neg
     state.slow_gap += 0.01 * (metrics["gap"] - state.slow_gap)
-    return counted(state, len(x_pos)) | metrics
+    settings = {"chain_steps": state.chain_steps, "lr": state.optimizer.param_groups[0]["lr"]}
+    return counted(state, len(x_pos)) | metrics | settings
 
 
 class Part(NamedTuple):
@@ -251,11 +253,10 @@ def regression_step(
         loss.backward()
         losses.append(loss.detach())
     distributed.average_gradients(net)
-    numbers = torch.stack([torch.stack(losses).sum(), gradient_norm(net)])
-    ranks.mean_([numbers])
-    metrics: Metrics = dict(zip(("loss", "gradient"), numbers.tolist(), strict=True))
+    numbers = {"loss": torch.stack(losses).sum(), "gradient": gradient_norm(net)}
+    numbers["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, state.preset.sigma_clip)
+    metrics = told(numbers)
     guarding.check(state.step + 1, metrics)
-    metrics["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, state.preset.sigma_clip).item()
     state.optimizer.step()
     ema.update(state.averages, net, state.preset.ema, state.step)
     return counted(state, len(x)) | metrics | {"lr": state.optimizer.param_groups[0]["lr"]}
@@ -320,8 +321,10 @@ def sample_latents(state: TrainState, x: Tensor, y: Tensor, generator: torch.Gen
     ).detach()
 
 
-def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, g: Tensor | None) -> Metrics:
-    """The numbers of an iteration that the guard, the log and the bar show."""
+def measure(
+    state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg: Tensor, g: Tensor | None
+) -> dict[str, Tensor]:
+    """The numbers of an iteration that the guard, the log and the bar show, on the device."""
     numbers = {
         "e_pos": e_pos.mean(),
         "e_neg": e_neg.mean(),
@@ -334,11 +337,14 @@ def measure(state: TrainState, e_pos: Tensor, e_neg: Tensor, loss: Tensor, x_neg
         numbers["clipped_chain"] = diagnostics.clipped_share(g, state.preset.clip)
     if state.preset.network == "image":
         numbers["saturated"] = diagnostics.saturated_share(x_neg)
+    return numbers
+
+
+def told(numbers: dict[str, Tensor]) -> Metrics:
+    """`numbers`, averaged over the processes, by one transfer from the device."""
     stacked = torch.stack([v.detach().float() for v in numbers.values()])
     ranks.mean_([stacked])
-    values = stacked.tolist()  # one transfer from the device
-    settings = {"chain_steps": state.chain_steps, "lr": state.optimizer.param_groups[0]["lr"]}
-    return dict(zip(numbers, values, strict=True)) | settings
+    return dict(zip(numbers, stacked.tolist(), strict=True))
 
 
 def raise_chain_steps(state: TrainState, metrics: Metrics, watcher: Watcher) -> None:

@@ -218,15 +218,8 @@ def test_looking_at_data_imports_neither_torch_nor_datasets(tmp_path):
 
 
 @pytest.mark.slow
-def test_cifar10_as_unpacked(tmp_path):
-    unpack = Path(__file__).parents[2] / "shared/data/unpack.py"
-    folder = Path(os.environ.get("IGEBM_DATA", tmp_path))
-    if not (folder / "cifar10.npz").exists():
-        if not unpack.exists():
-            pytest.skip(f"neither $IGEBM_DATA/cifar10.npz nor {unpack} is there")
-        subprocess.run([sys.executable, str(unpack), str(tmp_path)], check=True)
-        folder = tmp_path
-    report = check("cifar10", data_dir=folder)
+def test_cifar10_as_unpacked(real_data):
+    report = check("cifar10", data_dir=real_data)
     assert report["splits"]["train"]["per_class"] == dict.fromkeys(report["classes"], 5000)
     assert report["splits"]["test"]["count"] == 10_000
     # The means that everyone subtracts: 0.4914, 0.4822, 0.4465.

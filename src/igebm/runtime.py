@@ -98,7 +98,7 @@ def probe(
     # The layout is no choice: channels last was faster by 6 to 12 % where it was measured (benchmarks/gains.py), and
     # Winograd's kernel takes no other.
     layout = "channels last (convolutions are fastest so)"
-    reason = "; ".join([why, why_dtype, layout, why_compile, f"{threads} threads"])
+    reason = "; ".join([why, why_dtype, layout, why_compile, "1 thread" if threads == 1 else f"{threads} threads"])
     return Runtime(where, kind, update, compiled, threads, reason)
 
 

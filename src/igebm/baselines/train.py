@@ -151,7 +151,7 @@ def new(
         library()
     if out is not None:
         holds_no_run(kind, out)
-    runtime = open_machine(machine)
+    runtime = open_machine(machine, "baseline")
     images = open_split(settings, "train", data_dir, skip_bad)
     shape = shape_of(images)
     settings = settled(kind, absolute(settings), shape)
@@ -192,7 +192,7 @@ def resume(
         fixed = [f"{flag(name)} {a} -> {b}" for name, (a, b) in changes.items() if name in FIXED]
         if fixed:
             raise InputError(f"a resumed run cannot change {'; '.join(fixed)}; start a new one")
-        runtime = open_machine(machine, before=saved["runtime"])
+        runtime = open_machine(machine, "baseline", saved["runtime"])
         images = open_split(settings, "train", data_dir, skip_bad)
         run = start(kind, settings, Shape(*saved["shape"]), runtime, saved["facts"])
         if shape_of(images) != run.shape:

@@ -223,7 +223,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def open_machine(
-    machine: Trainer, network: Literal["image", "trajectory"] = "image", before: dict[str, Any] | None = None
+    machine: Trainer, network: Literal["image", "trajectory", "baseline"], before: dict[str, Any] | None = None
 ) -> Runtime:
     """The machine that is asked for, said in a line. A trajectory's network, being small and told apart by small steps,
     has one way to run. Raises InputError where another is asked for."""
@@ -235,10 +235,10 @@ def open_machine(
                 raise InputError(f"{asked}: networks of time series run in float32, eagerly; leave it out")
         machine = replace(machine, **only)
     runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads, before, machine.update_dtype)
-    if network == "trajectory":
+    if network != "image":
         where, *_, threads = runtime.reason.split("; ")
-        small = "float32 and eager (a time series' network is small)"
-        runtime = replace(runtime, reason="; ".join([where, small, threads]))
+        kind = "a time series' network is small" if network == "trajectory" else "so baselines are trained"
+        runtime = replace(runtime, reason=f"{where}; float32 and eager ({kind}); {threads}")
     terminal.say(f"machine: {runtime.reason}")
     return runtime
 

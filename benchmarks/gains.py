@@ -24,6 +24,7 @@ from igebm.circumstances import circumstances
 from igebm.energy import energy_and_grad
 from igebm.files import write_json
 from igebm.model import Shape, build_image_net, build_kernel
+from igebm.nets import fold, winograd
 from igebm.nets.fold import Twin
 from igebm.runtime import Runtime, probe
 from igebm.samplers import run
@@ -117,6 +118,26 @@ def packed(width: int, batch: int) -> dict[str, float]:
         return {"each call": each(w), "once": each(once)}
 
 
+def pooled_pair(width: int, batch: int, dtype: torch.dtype) -> dict[str, float]:
+    """A convolution with the pool after it, and its gradient: as one folded convolution of stride 2, and by Winograd's.
+    Seconds each."""
+    x = torch.rand(batch, width, 16, 16).to(dtype).contiguous(memory_format=torch.channels_last)
+    w = torch.rand(width, width, 3, 3) / (9 * width)
+    one, k = fold.pooled(w).to(dtype), winograd.kernel(w, down=True)
+
+    def both(conv: Callable[[Tensor], Tensor]) -> float:
+        def step() -> None:
+            y = conv(z := x.detach().requires_grad_())
+            torch.autograd.grad(y, z, torch.ones_like(y))
+
+        return best(step, 20, x.device)
+
+    return {
+        "folded": both(lambda z: F.conv2d(z, one, stride=2, padding=1)),
+        "Winograd": both(lambda z: winograd.conv3x3(z, k, down=True)),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="of the kind of machine, for the files")
@@ -150,6 +171,12 @@ def main() -> None:
     result["relative errors"] = errors(runtime, 128)
     if runtime.device.type == "cpu" and torch.backends.mkldnn.is_available():
         result["weights packed for oneDNN, seconds of a forward pass"] = packed(128, 32)
+    if runtime.device.type == "cpu" and not native.fault():
+        result["a convolution with its pool, seconds of a forward and a backward pass"] = [
+            {"dtype": str(dtype).removeprefix("torch."), "width": width} | pooled_pair(width, 32, dtype)
+            for dtype in dict.fromkeys((torch.float32, runtime.dtype))
+            for width in (128, 64)
+        ]
     write_json(asked.out / f"gains-{asked.name}.json", result | {"load_before": before, "load_after": os.getloadavg()})
     figure.savefig(asked.out / f"gains-{asked.name}.png", dpi=130)
 

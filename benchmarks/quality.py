@@ -9,10 +9,7 @@ conditional samples are drawn from noise, and three numbers taken:
 """
 
 import argparse
-import json
-import os
-import platform
-import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,8 +18,10 @@ import safetensors.torch
 import torch
 
 from igebm import data, model
+from igebm.circumstances import circumstances
 from igebm.data import Images
 from igebm.evaluation.classifier import BATCH, Classifier, probabilities, steps_for, train_classifier
+from igebm.files import write_json
 from igebm.runtime import probe
 
 
@@ -92,22 +91,9 @@ def main() -> None:
                 rows.append({"model": str(where), "model_step": m.step, "trained_with_seed": m.facts.get("seed")} | row)
                 print(rows[-1], flush=True)
     if asked.json:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        about = {
-            "command": "python benchmarks/quality.py " + " ".join(asked.models),
-            "commit": commit,
-            "torch": torch.__version__,
-            "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "runtime": runtime.reason, "load": os.getloadavg()},
-            "python": platform.python_version(),
-            "classifier": judged,
-            "rows": rows,
-        }
-        asked.json.write_text(json.dumps(about, indent=2) + "\n")
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        command = "python benchmarks/quality.py " + " ".join(sys.argv[1:])
+        about = {"machine": circumstances(runtime, command), "classifier": judged, "rows": rows}
+        write_json(asked.json, about)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from igebm.circumstances import circumstances
 from igebm.data import Images
 from igebm.evaluation.classifier import BATCH, Classifier, probabilities, steps_for, train_classifier
 from igebm.files import write_json
-from igebm.runtime import probe
+from igebm.runtime import Runtime, probe
 
 
 def spread(x: np.ndarray, y: np.ndarray) -> float:
@@ -52,6 +52,24 @@ def judge(
     }
 
 
+def judging(
+    name: str, runtime: Runtime, epochs: float = 0, kept: Path | None = None, data_dir: Path | None = None
+) -> tuple[Images, Classifier, dict[str, float]]:
+    """The real images, a classifier trained on them (or read from the file `kept`), and how good it is on the test
+    images."""
+    real, test = (data.load(name, split, data_dir=data_dir) for split in ("train", "test"))
+    if kept and kept.exists():
+        net = Classifier(real.x.shape[-1], len(real.classes)).to(runtime.device).eval()
+        safetensors.torch.load_model(net, kept)
+    else:
+        net = train_classifier(real, int(epochs * len(real.x) / BATCH) or steps_for(real), device=runtime.device)
+        if kept:
+            safetensors.torch.save_model(net, str(kept))
+    p = probabilities(net, test.x, runtime.device)
+    accuracy, confidence = float((p.argmax(1) == test.y).mean()), float(p.max(1).mean())
+    return real, net, {"test_accuracy": round(accuracy, 4), "test_confidence": round(confidence, 4)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
@@ -65,29 +83,16 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    runtime = probe()
+    runtime = probe(compile="quick")
     first = model.load(asked.models[0])
-    train, test = (data.load(first.preset.data, split, data_dir=asked.data_dir) for split in ("train", "test"))
-    if asked.classifier and asked.classifier.exists():
-        net = Classifier(train.x.shape[-1], len(train.classes)).to(runtime.device).eval()
-        safetensors.torch.load_model(net, asked.classifier)
-    else:
-        steps = int(asked.epochs * len(train.x) / BATCH) or steps_for(train)
-        net = train_classifier(train, steps, device=runtime.device)
-        if asked.classifier:
-            safetensors.torch.save_model(net, str(asked.classifier))
-    p = probabilities(net, test.x, runtime.device)
-    judged = {
-        "test_accuracy": round(float((p.argmax(1) == test.y).mean()), 4),
-        "test_confidence": round(float(p.max(1).mean()), 4),
-    }
+    real, net, judged = judging(first.preset.data, runtime, asked.epochs, asked.classifier, asked.data_dir)
     print("classifier", judged, flush=True)
     rows = []
     for where in asked.models:
-        m = model.load(where, runtime.device, runtime.dtype)
+        m = model.load(where, runtime.device, runtime.dtype, runtime.compiled)
         for steps in asked.steps:
             for seed in range(asked.seeds):
-                row = judge(m, net, train, asked.n, steps or m.preset.sample_steps, seed, runtime.device)
+                row = judge(m, net, real, asked.n, steps or m.preset.sample_steps, seed, runtime.device)
                 rows.append({"model": str(where), "model_step": m.step, "trained_with_seed": m.facts.get("seed")} | row)
                 print(rows[-1], flush=True)
     if asked.json:

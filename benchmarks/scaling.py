@@ -80,11 +80,9 @@ def main() -> None:
         ax.minorticks_off()
         ax.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("seconds")
+    about = circumstances(runtime, "python benchmarks/scaling.py")  # before its own figure changes the checkout
+    about |= {"load_before": before, "load_after": os.getloadavg()}
     figure.savefig(out / "scaling.png", dpi=120)
-    about = circumstances(runtime, "python benchmarks/scaling.py") | {
-        "load_before": before,
-        "load_after": os.getloadavg(),
-    }
     write_json(out / "scaling.json", {"machine": about, "middle": MIDDLE, "rows": rows})
 
 

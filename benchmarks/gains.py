@@ -138,6 +138,23 @@ def pooled_pair(width: int, batch: int, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def labels(runtime: Runtime, width: int, batch: int) -> dict[str, float]:
+    """Energies of images under all ten classes: each by itself, and with what is the same for all worked out once.
+    Seconds each."""
+    net = build_image_net(replace(FIGURE_14A, width=width), Shape(3, 32, 32, CLASSES)).to(runtime.device)
+    twin, x, every = Twin(net, runtime.dtype, runtime.compiled), start(runtime, batch)[0], torch.arange(10)
+    every = every.to(runtime.device)
+
+    def once() -> None:
+        E = twin.over(x)
+        for y in every:
+            E(y[None])
+
+    alone = lambda: [twin.given(y[None])(x) for y in every]
+    return {"each by itself": best(alone, 5, runtime.device), "begun once": best(once, 5, runtime.device)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="of the kind of machine, for the files")
@@ -169,6 +186,7 @@ def main() -> None:
             ax.spines[side].set_visible(False)
     result = {"machine": circumstances(runtime, f"python benchmarks/gains.py --name {asked.name}"), "rows": rows}
     result["relative errors"] = errors(runtime, 128)
+    result["ten classes of 32 images, seconds"] = {f"width {width}": labels(runtime, width, 32) for width in (128, 64)}
     if runtime.device.type == "cpu" and torch.backends.mkldnn.is_available():
         result["weights packed for oneDNN, seconds of a forward pass"] = packed(128, 32)
     if runtime.device.type == "cpu" and not native.fault():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from igebm import presets
 from igebm.data.dsprites import CONDITIONS
@@ -173,6 +174,54 @@ def test_folded_is_the_network(options, size, condition):
     for E in (Twin(n, torch.float64).given(y), attached(n, y), frozen(n, y)):
         e2, g2 = energy_and_grad(E, x)
         assert torch.allclose(e2, e, rtol=1e-10, atol=1e-10) and torch.allclose(g2, g, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_one_label_after_the_other_at_a_fixed_image(options):
+    """What is the same for all labels is worked out once; energies are the plain network's, and so is the gradient of
+    latents that are chained at one image."""
+    options = options | ({"flat": (16, 16)} if "flat" in options else {})
+    n, x = net(2, "1 2d 2", **options), torch.rand(3, 3, 16, 16, dtype=torch.float64)
+    E = Twin(n, torch.float64).over(x)
+    for y in (torch.tensor([0, 1, -1]), torch.tensor([1]), torch.rand(3, 2, dtype=torch.float64)):
+        assert torch.allclose(E(y), n(x, y.expand(3, *y.shape[1:])), rtol=1e-10)
+    assert torch.equal(E(torch.tensor([1])), E(torch.tensor([1])))  # trying has changed nothing
+    many = torch.rand(5, 2, dtype=torch.float64)
+    e, g = energy_and_grad(Twin(n, torch.float64).over(x[:1]), many)
+    want, want_g = energy_and_grad(lambda y: n(x[:1].expand(5, -1, -1, -1), y), many)
+    assert want_g.std() > 0 and torch.allclose(e, want) and torch.allclose(g, want_g)
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_some_images_under_other_labels_too(options):
+    """The energies and the weights' gradients of the plain network on the first images once more for each label."""
+    options = options | ({"flat": (16, 16)} if "flat" in options else {})
+    n, x = net(10, "1 2d 2", **options), torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    y = torch.cat([Y, torch.tensor([1, 2, 3, 4])])
+    contrast = lambda e: (e * torch.arange(1.0, 9, dtype=e.dtype)).sum()
+    e = n(torch.cat([x, x[:2], x[:2]]), y)
+    want = torch.autograd.grad(contrast(e), list(n.parameters()))
+    found = updated(n, torch.float64, False)(y, (2, 2))(x)
+    got = torch.autograd.grad(contrast(found), list(n.parameters()))
+    assert torch.allclose(found, e, rtol=1e-10)
+    assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-12) for a, b in zip(got, want, strict=True))
+
+
+def test_a_further_label_costs_the_network_without_its_beginning():
+    """Figure 14a at width 128, by hand: multiply-adds of the stem, of the first block's first convolution, and of all;
+    its first block has no skip of its own."""
+    p = presets.named("cifar10-cond")
+    n = build_net(p, Shape(3, 32, 32, tuple("0123456789")))
+    x, twin = torch.rand(1, 3, 32, 32), Twin(n)
+    with FlopCounterMode(display=False) as all_of_it:
+        twin.given(torch.tensor([3]))(x)
+    with FlopCounterMode(display=False) as once:
+        E = twin.over(x)
+    with FlopCounterMode(display=False) as label:
+        E(torch.tensor([3]))
+    assert once.get_total_flops() == 2 * 1024 * 9 * (3 * 128 + 128 * 128)
+    gains = label.get_total_flops() + once.get_total_flops() - all_of_it.get_total_flops()
+    assert 0 <= gains < 1e-3 * all_of_it.get_total_flops()
 
 
 def test_twin_follows_its_network_when_refreshed():

@@ -177,6 +177,8 @@ def test_a_twin_by_winograd_is_the_network(name):
     assert off(e, want_e) < 1e-5 and off(g, want_g) < 1e-2  # a leaky ReLU at its kink may go either way
     with torch.no_grad():
         assert torch.equal(twin.given(y)(x), e)
+        if y is not None:
+            assert off(twin.over(x)(y), want_e) < 1e-5
 
 
 @needed

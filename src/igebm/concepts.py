@@ -148,7 +148,7 @@ def latents_of(m: Model, picture: np.ndarray, asked: Infer, out: Path) -> dict:
     rng = np.random.default_rng(asked.seed)
     y = torch.from_numpy(drawn(latents, asked.n, rng)).to(m.device)
     x = (torch.tensor(picture, device=m.device).permute(0, 3, 1, 2).float() + 0.5) / 256
-    E = m.twin.over(x.expand(asked.n, -1, -1, -1))
+    E = m.twin.over(x)
     step = inference.step_size(m.preset, asked.noise) if asked.step_size is None else asked.step_size
     generator = torch.Generator(m.device).manual_seed(asked.seed)
     with terminal.bar("inferring") as screen:

@@ -177,9 +177,8 @@ class EBM:
         if not self.classes:
             raise InputError(f"{self.model.name} knows no classes to try: {self._takes()}")
         x = self.pixels(images)
-        under = [self.given(c) for c in range(len(self.classes))]
-        parts = [torch.stack([E(x[part]) for E in under], 1).float() for part in batches(len(x), batch)]
-        return torch.cat([*parts, x.new_empty(0, len(under))])
+        parts = [self.model.under_each(x[part]).float() for part in batches(len(x), batch)]
+        return torch.cat([*parts, x.new_empty(0, len(self.classes))])
 
     def classify(self, images: Any, batch: int = 256) -> Int64[Tensor, "n"]:
         """argmin_y E(x | y): the number of the class under which each image has the least energy, (N,).

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import __version__, hub, presets, pretrained
@@ -125,6 +126,12 @@ class Model:
         """E(· | y) for kernels and compositions: x is float (B, C, H, W) in [0, 1] on the model's device."""
         return self.twin.given(y)
 
+    @torch.no_grad()
+    def under_each(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """E(x | y) of each image under every class y."""
+        E = self.twin.over(x)
+        return torch.stack([E(y[None]) for y in torch.arange(self.net.condition, device=self.device)], 1)
+
     def label(self, name: str) -> int:
         """A class's number from its name, or from the number itself. Raises InputError with the nearest names."""
         if not self.shape.classes:
@@ -160,8 +167,7 @@ class Model:
                     y = None if labels is None else torch.as_tensor(labels[part], device=self.device)
                     e = self.given(y)(x)
                 else:
-                    every = torch.arange(self.net.condition, device=self.device)
-                    e = torch.stack([self.given(y.expand(len(x)))(x) for y in every]).amin(0)
+                    e = self.under_each(x).amin(1)
                 parts.append(e.float().cpu().numpy())
         return np.concatenate(parts)
 

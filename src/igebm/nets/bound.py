@@ -39,13 +39,14 @@ def attached(net: nn.Module, y: Tensor | None = None) -> Energy:
     return fold.attached(net, y) if isinstance(net, ImageEnergy) else lambda x: net(x, y)
 
 
-def updated(net: nn.Module, dtype: torch.dtype, compiled: bool) -> Callable[[Tensor | None], Energy]:
+def updated(net: nn.Module, dtype: torch.dtype, compiled: bool) -> Callable[..., Energy]:
     """y -> E(· | y) as the update takes it: `attached`, with an image network's two passes in `dtype` and, where asked,
-    compiled (so that it has first derivatives only)."""
+    compiled (so that it has first derivatives only). y may be for some images several times (`fold.energy`'s
+    `again`)."""
     if not isinstance(net, ImageEnergy):
-        return lambda y: attached(net, y)
+        return lambda y, again=(0, 0): attached(net, y)
     value = fold.compile(fold.energy, fold.energy) if compiled else fold.energy
-    return lambda y: fold.attached(net, y, dtype, value)
+    return lambda y, again=(0, 0): fold.attached(net, y, dtype, value, again)
 
 
 def frozen(net: nn.Module, y: Tensor | None = None) -> Energy:

@@ -37,6 +37,13 @@ class TowerWeights(NamedTuple):
     head_bias: Tensor
 
 
+class Begun(NamedTuple):
+    """A tower as far as no label is asked for: its first block's first convolution, before the gain, and its skip."""
+
+    conv1: Tensor
+    skip: Tensor
+
+
 class Affine(NamedTuple):
     """Gains and biases of one block, each (B or 1, C, 1, 1); a gain that was folded into its kernel is None."""
 
@@ -111,19 +118,47 @@ def bind(net: ImageEnergy, y: Tensor | None) -> Affines:
     )
 
 
-def energy(net: ImageEnergy, weights: Weights, affines: Affines, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+def energy(
+    net: ImageEnergy, weights: Weights, affines: Affines, x: Float[Tensor, "b c h w"], again: tuple[int, int] = (0, 0)
+) -> Float[Tensor, "b2"]:
     """E(x | y) from folded weights and bound gains, in the weights' dtype; `net` gives the structure alone.
 
-    The sum pooling and the dense layer run in float32 (or x's float64): bfloat16 would round energies at the third
-    digit.
+    again = (n, m): the affines are for the first n images m times more, after all of x: (B + m n,). What comes before
+    the first gain is worked out once an image.
     """
-    total, exact = None, torch.promote_types(x.dtype, torch.float32)
-    for s, (tower, w, a) in enumerate(zip(_towers(net), weights, affines, strict=True)):
+    if not again[1]:
+        return _finish(net, weights, affines, _stems(net, weights, x), x.dtype)
+    more = lambda t: torch.cat([t, *[t[: again[0]]] * again[1]])
+    return _finish(net, weights, affines, _map(more, begin(net, weights, x)), x.dtype)
+
+
+def begin(net: ImageEnergy, weights: Weights, x: Float[Tensor, "b c h w"]) -> tuple[Begun | Tensor, ...]:
+    """What of E(x | y) is the same for every y."""
+    stems = zip(_stems(net, weights, x), _towers(net), weights, strict=True)
+    return tuple(_begin(next(_blocks(tower)), w.blocks[0], h) for h, tower, w in stems)
+
+
+def _stems(net: ImageEnergy, weights: Weights, x: Tensor) -> tuple[Tensor, ...]:
+    """Each tower's first activations; the second is of the image at half the size, and so on."""
+    found = []
+    for s, (tower, w) in enumerate(zip(_towers(net), weights, strict=True)):
         x = F.avg_pool2d(x, 2) if s else x
         h = x.to(w.stem.dtype).contiguous(memory_format=torch.channels_last)
-        h = _activate(F.conv2d(h, w.stem, w.stem_bias, stride=tower.stem.stride, padding=1), tower.activation)
+        h = F.conv2d(h, w.stem, w.stem_bias, stride=tower.stem.stride, padding=1)
+        found.append(_activate(h, tower.activation))
+    return tuple(found)
+
+
+def _finish(
+    net: ImageEnergy, weights: Weights, affines: Affines, begun: tuple[Begun | Tensor, ...], dtype: torch.dtype
+) -> Tensor:
+    """The blocks, the pooling and the dense layer. The last two run in float32 (or the images' float64): bfloat16 would
+    round energies at the third digit."""
+    total, exact = None, torch.promote_types(dtype, torch.float32)
+    for tower, w, a, h in zip(_towers(net), weights, affines, begun, strict=True):
         for block, block_w, block_a in zip(_blocks(tower), w.blocks, a, strict=True):
             h = _block(block, block_w, block_a, h)
+        assert isinstance(h, Tensor)
         if tower.head_relu:
             h = F.relu(h)
         h = h.to(exact).flatten(1) if tower.flat else h.sum((2, 3), dtype=exact)
@@ -133,19 +168,36 @@ def energy(net: ImageEnergy, weights: Weights, affines: Affines, x: Float[Tensor
     return total
 
 
-def _block(block: ResBlock, w: BlockWeights, a: Affine, x: Tensor) -> Tensor:
+def _begin(block: ResBlock, w: BlockWeights, x: Tensor) -> Begun | Tensor:
+    return x if block.release else Begun(_conv(x, w.conv1), _skip(block, w, x))
+
+
+def _skip(block: ResBlock, w: BlockWeights, x: Tensor) -> Tensor:
+    x = F.avg_pool2d(x, 2) if block.down and (w.skip is None or w.skip.shape[-1] == 1) else x
+    if w.skip is None:
+        return x
+    strided = block.down and w.skip.shape[-1] > 1
+    return F.conv2d(x, w.skip, stride=2 if strided else 1, padding=1 if w.skip.shape[-1] > 1 else 0)
+
+
+def _block(block: ResBlock, w: BlockWeights, a: Affine, x: Tensor | Begun) -> Tensor:
     """ResBlock.forward on folded weights."""
-    skip = F.avg_pool2d(x, 2) if block.down and (w.skip is None or w.skip.shape[-1] == 1) else x
-    if w.skip is not None:
-        strided = block.down and w.skip.shape[-1] > 1
-        skip = F.conv2d(skip, w.skip, stride=2 if strided else 1, padding=1 if w.skip.shape[-1] > 1 else 0)
     kept = lambda h: F.dropout(h, block.dropout, training=block.training and block.dropout > 0)
+    if isinstance(x, Begun):
+        h = kept(_activate(_shifted(x.conv1, a.gain1, a.bias1), block.activation))
+        skip = x.skip.expand(len(h), -1, -1, -1)  # one image may be under many labels
+        return _modulated(h, w.conv2, a.gain2, a.bias2, block.activation, block.down, skip)
+    skip = _skip(block, w, x)
     if block.release:
         h = kept(_activate(_conv(x + a.bias1, w.conv1), block.activation))
         h = _conv(h + a.bias2, w.conv2, block.down)
         return _activate((h if a.gain2 is None else h * a.gain2) + skip, block.activation)
     h = kept(_modulated(x, w.conv1, a.gain1, a.bias1, block.activation))
     return _modulated(h, w.conv2, a.gain2, a.bias2, block.activation, block.down, skip)
+
+
+def _shifted(h: Tensor, gain: Tensor | None, bias: Tensor) -> Tensor:
+    return h + bias if gain is None else torch.addcmul(bias, h, gain)
 
 
 def _modulated(
@@ -162,7 +214,7 @@ def _modulated(
     plain = not bias.requires_grad and bias.shape[0] in (1, x.shape[0])
     if isinstance(w, winograd.Kernel) and activation == "leaky-relu" and plain:
         return winograd.conv3x3(x, w, down, gain, bias, skip, slope=0.2)
-    h = _conv(x, w, down, bias) if gain is None else torch.addcmul(bias, _conv(x, w, down), gain)
+    h = _conv(x, w, down, bias) if gain is None else _shifted(_conv(x, w, down), gain, bias)
     return _activate(h if skip is None else h + skip, activation)
 
 
@@ -268,9 +320,12 @@ class Twin:
         return E
 
     def over(self, x: Tensor) -> Energy:
-        """E(x | ·) as a function of the latents y (B, condition) at a fixed x: for chains over the condition."""
+        """E(x | ·) at a fixed x (B, ...) or (1, ...), as a function of labels (B,) or of latents y (B, condition),
+        differentiable in them: for chains over the condition, and for trying one label after the other."""
+        with torch.no_grad():
+            begun = begin(self.net, self.weights, x)
         stopped = lambda y: _map(lambda t: t.to(self.dtype), bind(self.net, y))
-        return lambda y: energy(self.net, self.weights, stopped(y), x)
+        return lambda y: _finish(self.net, self.weights, stopped(y), begun, x.dtype)
 
     def _launched(self, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x) and its gradient: kernel by kernel, or all at once from the CUDA graph of this shape."""
@@ -323,15 +378,19 @@ def compile(f: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., A
 
 
 def attached(
-    net: ImageEnergy, y: Tensor | None = None, dtype: torch.dtype | None = None, value: Callable[..., Tensor] = energy
+    net: ImageEnergy,
+    y: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    value: Callable[..., Tensor] = energy,
+    again: tuple[int, int] = (0, 0),
 ) -> Energy:
     """E(· | y) on folded weights that stay functions of the parameters: for chains and losses that gradients flow
     through. The network runs in `dtype` (None: the parameters'), folding and its gradient in the parameters' own;
-    `value` is `energy` or its compiled form."""
+    `value` is `energy` or its compiled form, and takes `again`."""
     weights, affines = fold(net), bind(net, y)
     if dtype is not None:
         weights, affines = _map(lambda w: _laid_out(w.to(dtype)), weights), _map(lambda a: a.to(dtype), affines)
-    return lambda x: value(net, weights, affines, x)
+    return lambda x: value(net, weights, affines, x, again)
 
 
 def frozen(net: ImageEnergy, y: Tensor | None = None) -> Energy:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import presets
 from ..energy import energy_and_grad
 from ..model import build_kernel, build_net
-from ..nets.bound import attached, frozen
+from ..nets.bound import attached, frozen, updated
 from ..nets.image import least_weights
 from ..nets.trajectory import TrajectoryPredictor
 from ..presets import Preset
@@ -21,8 +21,8 @@ from ..shapes import SeriesShape, Shape
 
 def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
     """Parameters; FLOP (2 per multiply-add, convolutions and matrix products) of one image in a chain step and in an
-    update, and of a whole iteration: batch (K chain steps + the update on as many data as samples), with the second
-    derivatives of the steps that L_KL goes through."""
+    update, and of a whole iteration: batch (K chain steps + the update on as many data as samples, and on data
+    under other labels where they are asked for), with the second derivatives of the steps that L_KL goes through."""
     net = build_net(preset, shape)
     if isinstance(net, TrajectoryPredictor):
         update = _count(lambda: net(torch.rand(1, *_past(shape))).sum().backward())
@@ -43,12 +43,17 @@ def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
     )
     classes = len(shape.classes) if isinstance(shape, Shape) else 0
     others = min(preset.label_candidates, classes - 1 if classes else math.inf) if preset.label_weight else 0
+    # Under one more label an image costs less: what comes before the first gain is at hand.
+    label = 0
+    if others and y is not None:
+        twice = updated(net, torch.float32, compiled=False)(torch.cat([y, y]), (1, 1))
+        label = _count(lambda: twice(x).sum().backward()) - update
     chain = (preset.chain_steps - attached_steps) * step + attached_steps * through
     return {
         "parameters": sum(p.numel() for p in net.parameters()),
         "flop_per_image_and_chain_step": step,
         "flop_per_image_and_update": update,
-        "flop_per_iteration": preset.batch * (chain + (2 + others) * update),
+        "flop_per_iteration": preset.batch * (chain + 2 * update + others * label),
     }
 
 

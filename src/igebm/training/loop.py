@@ -216,10 +216,11 @@ def part_step(
     if p.latent_steps and y is not None:
         y = sample_latents(state, x_neg, y, generator)
     x_all, y_all = torch.cat([x_pos, x_neg]), None if y_pos is None or y is None else torch.cat([y_pos, y])
+    again = 0, 0
     if p.label_weight and y_pos is not None and y is not None and isinstance(state.shape, Shape):
         y_else = inference.others(y_pos, state.shape, p.label_candidates, generator)  # (m, b, ...)
-        x_all, y_all = torch.cat([x_all, *[x_pos] * len(y_else)]), torch.cat([y_pos, y, *y_else])
-    e_pos, e_neg, e_else = state.updated(y_all)(x_all).tensor_split([len(x_pos), len(x_pos) + len(x_neg)])
+        y_all, again = torch.cat([y_pos, y, *y_else]), (len(x_pos), len(y_else))
+    e_pos, e_neg, e_else = state.updated(y_all, again)(x_all).tensor_split([len(x_pos), len(x_pos) + len(x_neg)])
     loss = OBJECTIVES[p.objective](e_pos, e_neg) + regulariser(e_pos, e_neg, p.alpha)
     if len(e_else) and y_pos is not None:
         known = torch.ones_like(e_pos) if y_pos.is_floating_point() else (y_pos >= 0).to(e_pos.dtype)

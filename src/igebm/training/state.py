@@ -48,7 +48,7 @@ class TrainState:
     net: ImageEnergy | TrajectoryEnergy | TrajectoryPredictor
     twin: Twin | Plain
     """what chains run on"""
-    updated: Callable[[Tensor | None], Energy]
+    updated: Callable[..., Energy]
     """y -> E(· | y) as a function of the weights too: what the update differentiates"""
     averages: ema.Averages
     optimizer: torch.optim.Adam

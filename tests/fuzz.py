@@ -251,6 +251,7 @@ def read_model(path: Path) -> None:
 
 def read_checkpoint(path: Path) -> None:
     saved = states.read_checkpoint(path.parent, lambda line: None)
+    probe("cpu", compile="off", before=saved["runtime"])
     state = states.start(presets.from_dict(saved["settings"]), from_dict(saved, path), RUNTIME, saved["facts"])
     states.restore(state, saved, path)
 

@@ -26,6 +26,7 @@ from igebm import cli, model, presets
 from igebm.data import MissingSplit, check, load
 from igebm.errors import InputError
 from igebm.presets import Preset
+from igebm.runtime import probe
 from igebm.shapes import Shape, from_dict
 from igebm.training import state as states
 
@@ -350,6 +351,7 @@ def test_checkpoints_of_any_content(saved, data):
         torch.save(found, Path(folder, states.CHECKPOINT))
         try:
             read = states.read_checkpoint(Path(folder), pytest.fail)
+            probe("cpu", before=read["runtime"])
             preset, shape = presets.from_dict(read["settings"]), from_dict(read, Path(folder))
             if preset.width > 16 or preset.buffer_size > 1000:
                 return  # it fits no longer, but would take long to find out
@@ -357,6 +359,15 @@ def test_checkpoints_of_any_content(saved, data):
             states.restore(state, read, Path(folder))
         except InputError as error:
             refused(error)
+
+
+def test_a_checkpoint_that_was_compiled_in_a_way_unheard_of(saved, tmp_path):
+    """From a later version, say: refused by name, not looked up."""
+    found = torch.load(saved / states.CHECKPOINT, weights_only=True)
+    for way in ("off", "quick", "tomorrow's", 3, None):
+        torch.save(found | {"runtime": found["runtime"] | {"compiled": way}}, tmp_path / states.CHECKPOINT)
+        with pytest.raises(InputError, match="no igebm checkpoint: it lacks runtime.compiled"):
+            states.read_checkpoint(tmp_path, pytest.fail)
 
 
 def test_a_checkpoint_without_one_of_its_parts_names_it(saved, tmp_path):

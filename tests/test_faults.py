@@ -357,6 +357,45 @@ def test_nan_is_stopped_or_rolled_back_as_chosen(where, choice, tmp_path, monkey
         assert state.rollbacks == 1 and all(torch.isfinite(p).all() for p in state.net.parameters())
 
 
+@pytest.mark.parametrize("at", [2, 4, 6])
+@pytest.mark.parametrize("choice", ["stop", "rollback"])
+def test_weights_that_an_update_broke_are_never_saved(choice, at, tmp_path, monkeypatch):
+    """After all numbers of the iteration were looked at, at a step that saves, or at the last: the checkpoint and the
+    model that lie there stay those from before."""
+    state, x = fresh(replace(TINY, steps=6, save_every=2, snapshot_every=2, on_divergence=choice))
+    states.save_checkpoint(tmp_path, state, RUNTIME)
+    plain, planted = state.optimizer.step, []
+
+    def step(*args, **kwargs):
+        plain(*args, **kwargs)
+        if state.step + 1 == at and not planted:
+            planted.append(next(state.net.parameters()).data.fill_(math.nan))
+
+    monkeypatch.setattr(state.optimizer, "step", step)
+    if choice == "stop":
+        with pytest.raises(Fault, match=f"diverged at step {at}: the weights are not finite; lower --lr"):
+            train(state, Loader(x, 8), tmp_path, RUNTIME, Watcher())
+    else:
+        assert train(state, Loader(x, 8), tmp_path, RUNTIME, Watcher()).step == 6 and state.rollbacks == 1
+    kept = states.read_checkpoint(tmp_path, pytest.fail)
+    assert kept["counters"]["step"] == (at - 2 if choice == "stop" else 6)
+    saved = [kept["net"], kept["averages"], *(model.read(path)[0] for path in tmp_path.rglob("*.safetensors"))]
+    assert all(torch.isfinite(t.float()).all() for of in saved for t in of.values())
+
+
+def test_a_run_ended_and_resumed_while_it_goes_wrong_is_found_out_and_its_last_good_state_kept(dataset, tmp_path):  # noqa: F811
+    """The gap is out of bounds from the first step, and the run is ended every six: at the twentieth in a row it stops,
+    as it would have in one piece, and what is then there is the state from before the first."""
+    p = replace(TINY, data=str(dataset), gap_limit=1e-9, save_every=1, on_divergence="stop")
+    new("tiny", p, CPU, tmp_path / "run")
+    for steps in (12, 18):
+        resume(tmp_path / "run", lambda had, steps=steps: replace(had, steps=steps), CPU)
+    assert states.read_checkpoint(tmp_path / "run", pytest.fail)["counters"]["outside"] == 18
+    with pytest.raises(Fault, match="diverged at step 20: .*last good checkpoint"):
+        resume(tmp_path / "run", lambda had: replace(had, steps=24), CPU)
+    assert states.read_checkpoint(tmp_path / "run", pytest.fail)["counters"]["step"] == 0
+
+
 def test_a_chain_that_explodes_stops_the_run(tmp_path):
     """A chain without a box on an energy that falls without bound: the samples leave the numbers, and the guard says
     so."""

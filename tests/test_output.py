@@ -268,3 +268,19 @@ def test_what_is_missing_keeps_its_dots(capfd):
     """The parser's " ." went, and with it that of " .safetensors"."""
     assert main(["sample"]) == 2
     assert "a .safetensors file" in capfd.readouterr().err
+
+
+def test_the_time_left_is_told_from_what_was_done_since_the_start(monkeypatch, capsys):
+    """A reporter in steps of fifty, at 2 s each, and a run that goes on from 1,000: both say 2 s each from the first
+    line."""
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    for first in (0, 1000):
+        now[0] = 0.0
+        with terminal.bar("work", every=10.0, first=first) as screen:
+            for _ in range(2):
+                now[0] += 100.0
+                screen.step(first + int(now[0] / 2), first + 1000)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "work 50/1000, 2 s each, 1:40 gone, 31:40 left" and "2 s each, 3:20 gone, 30:00 left" in told[1]
+    assert told[2] == "work 1050/2000, 2 s each, 1:40 gone, 31:40 left"

@@ -611,10 +611,41 @@ def test_c32_other_data_are_named(dataset, tmp_path, capsys):
     np.savez(dataset, train_x=x.x, train_y=x.y, classes=np.array(x.classes))
     resume(tmp_path / "run", lambda had: replace(had, steps=7), CPU)
     assert "the data are not those that" in capsys.readouterr().err
+    # Said once; the model tells of both.
+    resume(tmp_path / "run", lambda had: replace(had, steps=8), CPU)
+    assert "the data are not" not in capsys.readouterr().err
+    facts = model.load(tmp_path / "run").facts
+    assert facts["data"]["sha256"] != facts["data_since"][0]["sha256"] and facts["data_since"][0]["step"] == 6
     x = images(size=9)
     np.savez(dataset, train_x=x.x, train_y=x.y, classes=np.array(x.classes))
     with pytest.raises(InputError, match="was trained on data of"):
-        resume(tmp_path / "run", lambda had: replace(had, steps=8), CPU)
+        resume(tmp_path / "run", lambda had: replace(had, steps=9), CPU)
+
+
+def test_c32_a_relative_path_to_data_holds_from_any_folder(dataset, tmp_path, capsys, monkeypatch):
+    """Given to a new run or to a resumed one; the same images are no other data for being called otherwise."""
+    monkeypatch.chdir(dataset.parent)
+    new("tiny", replace(TINY, data=dataset.name), CPU, tmp_path / "run")
+    os.link(dataset.name, "again.npz")
+    resume(tmp_path / "run", lambda had: replace(had, steps=7, data="again.npz"), CPU)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume(tmp_path / "run", lambda had: replace(had, steps=8), CPU)[0].step == 8
+    assert "the data are not" not in capsys.readouterr().err
+    assert contents(tmp_path / "run")[0]["settings"]["data"] == str(dataset.parent / "again.npz")
+
+
+def test_preset_json_keeps_the_command_that_began_the_run(dataset, tmp_path, monkeypatch):
+    for k, steps in enumerate((6, 8, 9)):
+        monkeypatch.setattr("sys.argv", ["igebm", "train", f"--call-{k}"])
+        if k:
+            resume(tmp_path / "run", lambda had, steps=steps: replace(had, steps=steps), CPU)
+        else:
+            new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "preset.json").read_text())
+    assert about["command"] == ["igebm", "train", "--call-0"] and about["settings"]["steps"] == 9
+    again = [{"step": 6, "command": ["igebm", "train", "--call-1"]}]
+    assert about["resumed_by"] == again + [{"step": 8, "command": ["igebm", "train", "--call-2"]}]
 
 
 @pytest.mark.parametrize("n", [3, 1])
@@ -666,7 +697,7 @@ def test_going_back_to_the_previous_checkpoint_keeps_it(tmp_path):
     assert [line.split("Going back to step ")[1].split()[0] for line in said if "Going back" in line] == ["6", "4"]
     assert state.step == 12 and state.rollbacks == 2
     assert states.read_checkpoint(tmp_path, pytest.fail, "previous")["counters"] | {"slow_gap": 0} == {
-        "step": 10, "seen": 80, "chain_steps": 3, "rollbacks": 2, "slow_gap": 0,
+        "step": 10, "seen": 80, "chain_steps": 3, "rollbacks": 2, "outside": 0, "slow_gap": 0,
     }  # fmt: skip
 
 

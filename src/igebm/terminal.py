@@ -97,22 +97,21 @@ class _Listener:
 
 
 @contextmanager
-def bar(what: str, every: float = 10.0) -> Iterator[Screen]:
-    """A progress bar with rate and time left; without a terminal a line at most each `every` seconds."""
+def bar(what: str, every: float = 10.0, first: int = 0) -> Iterator[Screen]:
+    """A progress bar with rate and time left; without a terminal a line at most each `every` seconds. `first`: what was
+    done before."""
     if sys.stderr is not None and sys.stderr.isatty() and ALONE:
-        with _rich_bar(what) as screen:
+        with _rich_bar(what, first) as screen:
             yield screen
     else:
-        yield Screen(say, _lines(what, every))
+        yield Screen(say, _lines(what, every, first))
 
 
-def _lines(what: str, every: float) -> Step:
+def _lines(what: str, every: float, first: int) -> Step:
     started = last = time.monotonic()
-    first: int | None = None  # a resumed run has done much before the clock started
 
     def step(done: int, total: int, shown: str = "") -> None:
-        nonlocal last, first
-        first = done - 1 if first is None else first
+        nonlocal last
         now = time.monotonic()
         if now - last < every:
             return
@@ -126,7 +125,7 @@ def _lines(what: str, every: float) -> Step:
 
 
 @contextmanager
-def _rich_bar(what: str) -> Iterator[Screen]:
+def _rich_bar(what: str, first: int) -> Iterator[Screen]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -149,7 +148,7 @@ def _rich_bar(what: str) -> Iterator[Screen]:
         TextColumn("{task.fields[shown]}"),
     )
     with Progress(*columns, console=console, speed_estimate_period=60) as progress:
-        task = progress.add_task(what, total=None, rate="", shown="")
+        task = progress.add_task(what, total=None, completed=first, rate="", shown="")
 
         def step(done: int, total: int, shown: str = "") -> None:
             speed = progress.tasks[0].speed or 0.0

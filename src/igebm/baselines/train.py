@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .. import __version__, data, model, terminal
+from ..circumstances import cpu_name
 from ..data import Images, Loader, MissingSplit
 from ..data.named import NAMES
 from ..errors import Fault, InputError
@@ -26,7 +27,7 @@ from ..shapes import Shape
 from ..training import ema
 from ..training.loop import Metrics, Outcome, Stopped, Watcher, open_log, write_line
 from ..training.optim import warmed_up
-from ..training.run import alone, fingerprint, interruptible, new_folder, open_machine
+from ..training.run import absolute, alone, fingerprint, interruptible, new_folder, open_machine
 from ..training.state import CHECKPOINT, MODEL, read_archive
 from .glow import Glow, library
 from .pixelcnn import PixelCNN
@@ -154,7 +155,7 @@ def new(
     runtime = open_machine(machine, "baseline")
     images = open_split(settings, "train", data_dir, skip_bad)
     shape = shape_of(images)
-    settings = settled(kind, absolute(settings), shape)
+    settings = settled(kind, replace(settings, data=absolute(settings.data)), shape)
     run = start(kind, settings, shape, runtime, about(settings, images))
     loader = open_loader(settings, images, runtime)
     name = settings.data if settings.data in NAMES else re.sub("[^0-9A-Za-z]+", "-", Path(settings.data).stem)
@@ -186,7 +187,8 @@ def resume(
         if saved["baseline"] != kind:
             raise InputError(f"{folder} holds a run of {saved['baseline']}, not of {kind}")
         old = from_dict(saved["settings"])
-        settings = absolute(ask(old))
+        settings = ask(old)
+        settings = replace(settings, data=absolute(settings.data))
         had, now = to_dict(old), to_dict(settings)
         changes = {name: (had[name], now[name]) for name in had if had[name] != now[name]}
         fixed = [f"{flag(name)} {a} -> {b}" for name, (a, b) in changes.items() if name in FIXED]
@@ -216,7 +218,7 @@ def resume(
 def finish(run: Run, loader: Loader, folder: Path, data_dir: Path | None, skip_bad: bool) -> tuple[Baseline, Outcome]:
     """Run the loop with a bar and signals, measure the averaged weights on train and test, and save them."""
     with interruptible() as stop:
-        with terminal.bar("training") as screen:
+        with terminal.bar("training", first=run.step) as screen:
             shown = lambda m: screen.step(m["step"], run.settings.steps, f"{m['bits_per_dim']:.3f} bits/dim")
             outcome = train(run, loader, folder, Watcher(screen.say, shown, stop))
         net = ema.network(run.averages, run.net)
@@ -284,14 +286,8 @@ def about(settings: Settings, images: Images) -> dict[str, Any]:
         "seed": settings.seed,
         "command": " ".join(["igebm", *sys.argv[1:]]),
         "versions": {"igebm": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "machine": {"system": platform.platform(), "cpu": cpu_name(), "cores": os.cpu_count()},
     }
-
-
-def absolute(settings: Settings) -> Settings:
-    """The settings with a path to data made absolute, for whoever goes on from another folder."""
-    path = Path(settings.data)
-    return replace(settings, data=str(path.resolve())) if settings.data not in NAMES and path.exists() else settings
 
 
 def open_split(settings: Settings, split: str, data_dir: Path | None, skip_bad: bool) -> Images:

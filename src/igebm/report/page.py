@@ -132,7 +132,13 @@ def origin_facts(about: dict[str, Any]) -> list[tuple[str, Any]]:
     """What a model was made by: command, machine, versions."""
     said, machine, runtime = at(about, "command"), at(about, "machine"), at(about, "machine", "runtime")
     cores = whole_number(at(machine, "cores"))
-    where = [f"{cores} cores" if cores else None, at(machine, "system"), runtime if isinstance(runtime, str) else None]
+    cpu = at(machine, "cpu")
+    where = [
+        cpu if isinstance(cpu, str) else None,
+        f"{cores} cores" if cores else None,
+        at(machine, "system"),
+        runtime if isinstance(runtime, str) else None,
+    ]
     return [
         ("command", command(shlex.join(map(str, said))) if isinstance(said, list) else None),
         ("machine", "; ".join(str(part) for part in where if part)),

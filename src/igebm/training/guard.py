@@ -1,8 +1,11 @@
 """What stops a run that goes wrong: a bad number is named with its step, its likely cause and what to change."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from ..errors import Fault
 
@@ -47,6 +50,13 @@ class Guard:
                 step, f"samples' energies stay {gap:.3g} above the data's, so chains no longer keep up", _MORE_STEPS
             )
         raise Divergence(step, f"samples' energies fell {-gap:.3g} below the data's, so the gap collapsed", _LOWER)
+
+
+def check_weights(step: int, weights: Iterable[Tensor]) -> None:
+    """Raises Divergence where one is not finite: before they are saved, since numbers are looked at before an update
+    and not after."""
+    if not all(torch.isfinite(w).all() for w in weights):
+        raise Divergence(step, "the weights are not finite", _LOWER)
 
 
 _CAUSES = {

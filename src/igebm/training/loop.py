@@ -87,7 +87,7 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
     Saves and ends early when the watcher says stop, or the preset's minutes are over. Raises Fault where training
     diverges and may not (or no longer) go back.
     """
-    p, guarding = state.preset, Guard(state.preset.gap_limit)
+    p, guarding = state.preset, Guard(state.preset.gap_limit, state.outside)
     for name in ("samples", "snapshots"):
         writable_folder(folder / name)
     # Several processes stop between iterations, all at the same one; the first alone writes.
@@ -95,11 +95,15 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
     log = open_log(folder if first else None, state.step)
     tensorboard = board.opened(folder if first else None, state.step, watcher.say)
     start, reason, saved = time.perf_counter(), "done", state.step if (folder / MODEL).exists() else -1
+    worth_keeping = not state.outside  # what lies in the folder; a run may have been ended while it went wrong
     with log:
         while state.step < p.steps:
             # Draw, sample, update, average
             try:
                 metrics = train_step(state, loader, guarding, watcher.stop if alone else never)
+                state.outside = guarding.outside
+                if state.step == p.steps or any(state.step % n == 0 for n in (p.save_every, p.snapshot_every)):
+                    check_weights(state)
                 if not alone and ranks.agree(watcher.stop()):
                     reason = "interrupted"
                     break
@@ -108,7 +112,7 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
                 break
             except Divergence as fault:
                 roll_back(state, fault, folder, log, watcher)
-                guarding = Guard(p.gap_limit)
+                guarding, worth_keeping = Guard(p.gap_limit), True
                 continue
             raise_chain_steps(state, metrics, watcher)
             seconds = time.perf_counter() - start
@@ -131,12 +135,17 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
 
             # Checkpoint: only what is worth going back to
             if state.step % p.save_every == 0 and guarding.healthy:
-                saved = save_all(folder, state, runtime, log)
+                saved, worth_keeping = save_all(folder, state, runtime, log, worth_keeping), True
             if p.minutes and ranks.agree(seconds > 60 * p.minutes):
                 reason = "minutes"
                 break
-    if saved != state.step:
-        save_all(folder, state, runtime, log)
+        if saved != state.step:
+            try:
+                check_weights(state)
+            except Divergence as fault:
+                roll_back(state, fault, folder, log, watcher)
+                worth_keeping = True
+            save_all(folder, state, runtime, log, worth_keeping)
     if tensorboard is not None:
         tensorboard.close()
     return Outcome(reason, state.step, time.perf_counter() - start)
@@ -365,23 +374,36 @@ def roll_back(state: TrainState, fault: Divergence, folder: Path, log, watcher: 
 
     Raises `fault` where the preset says stop, where there is no checkpoint, or where this has happened ROLLBACKS times.
     """
-    if state.preset.on_divergence == "stop" or state.rollbacks >= ROLLBACKS:
-        times = f" (after {state.rollbacks} rollbacks)" if state.rollbacks else ""
-        raise Fault(f"{fault}{times}; the last good checkpoint is in {folder}") from fault
-    rollbacks = state.rollbacks + 1
+    stop, rollbacks = state.preset.on_divergence == "stop" or state.rollbacks >= ROLLBACKS, state.rollbacks + 1
     try:
-        saved = read_checkpoint(folder, watcher.say, "latest" if rollbacks == 1 else "previous")
+        saved = last_good(folder, watcher.say, before=rollbacks > 1 and not stop)
     except InputError as none:
         raise Fault(f"{fault}; there is no checkpoint yet to go back to") from none
-    ranks.wait()  # all have read before one of them moves files
-    if saved["file"] == PREVIOUS and ranks.rank() == 0:
-        promote_previous(folder)
+    if stop:
+        times = f" (after {state.rollbacks} rollbacks)" if state.rollbacks else ""
+        raise Fault(f"{fault}{times}; the last good checkpoint is in {folder}") from fault
     restore(state, saved, folder)
     state.rollbacks = rollbacks
     watcher.say(
         f"{fault}. Going back to step {state.step} with new random numbers (rollback {rollbacks} of {ROLLBACKS})"
     )
     write_line(log, {"event": "rollback", "diverged_at": fault.step, "cause": fault.cause, "back_to": state.step})
+
+
+def last_good(folder: Path, say: Callable[[str], None], before: bool) -> dict[str, Any]:
+    """The last checkpoint that is worth going back to, or the one `before` it, now the current one. Raises InputError
+    where there is none."""
+    saved = read_checkpoint(folder, say, "previous" if before else "latest")
+    if saved["counters"].get("outside"):
+        saved = read_checkpoint(folder, say, "previous")
+    ranks.wait()  # all have read before one of them moves files
+    if saved["file"] == PREVIOUS and ranks.rank() == 0:
+        promote_previous(folder)
+    return saved
+
+
+def check_weights(state: TrainState) -> None:
+    guard.check_weights(state.step, [*state.net.state_dict().values(), *state.averages.values()])
 
 
 # What a run leaves in its folder
@@ -421,12 +443,12 @@ def write_line(log, entry: dict[str, Any]) -> None:
         raise Fault(f"cannot write {log.name}: {error.strerror}; free some space, then go on with --resume") from error
 
 
-def save_all(folder: Path, state: TrainState, runtime: Runtime, log) -> int:
-    """Checkpoint and model; the log reaches the disk before the checkpoint that counts on it. Returns the step
-    saved."""
-    if ranks.rank() == 0 and not log.closed:
+def save_all(folder: Path, state: TrainState, runtime: Runtime, log, worth_keeping: bool) -> int:
+    """Checkpoint and model; the log reaches the disk before the checkpoint that counts on it. `worth_keeping`: the
+    checkpoint that is there is one to go back to. Returns the step saved."""
+    if ranks.rank() == 0:
         os.fsync(log.fileno())
-    save_checkpoint(folder, state, runtime)
+    save_checkpoint(folder, state, runtime, worth_keeping)
     save_model(folder / MODEL, state)
     return state.step
 

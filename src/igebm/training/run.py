@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .. import __version__, data, forecast, model, presets, ranks, terminal
+from ..circumstances import cpu_name
 from ..data import Images, Loader
 from ..data.images import existing
 from ..data.named import NAMES
@@ -26,6 +27,7 @@ from ..errors import InputError
 from ..files import located, what_is, writable_folder, write_json
 from ..limits import affordable
 from ..presets import Preset, Trainer
+from ..report.found import read_json
 from ..runtime import Runtime, probe
 from ..shapes import SeriesShape, Shape, from_dict
 from . import state as states
@@ -91,6 +93,7 @@ def resume(
         saved = states.read_checkpoint(folder, terminal.say)
         old, step = presets.from_dict(saved["settings"]), saved["counters"]["step"]
         preset = presets.checked(ask(old))
+        preset = replace(preset, data=absolute(preset.data))
         changes = presets.changed(old, preset)
         fixed = [f"{presets.flag(k)} {a} -> {b}" for k, (a, b) in changes.items() if k in FIXED]
         if fixed:
@@ -106,7 +109,7 @@ def resume(
         shape = from_dict(saved, folder)
         fits_memory(preset, shape, runtime)
         state = states.start(preset, shape, runtime, saved["facts"])
-        check_data(state, images, folder)
+        check_data(state, images, folder, step)
         loader = open_loader(preset, images, runtime)
         states.restore(state, saved, folder / saved["file"])
         ranks.wait()  # all have read before one of them moves files
@@ -133,7 +136,7 @@ def finish(state: TrainState, loader: Loader | Windows, folder: Path, runtime: R
     """Run the loop with a bar and signals, then draw samples from noise, or rollouts of time series."""
     steps = state.preset.steps
     with interruptible() as stop:
-        with terminal.bar("training") as screen:
+        with terminal.bar("training", first=state.step) as screen:
             report = lambda m: screen.step(m["step"], steps, shown(m))
             outcome = train(state, loader, folder, runtime, Watcher(screen.say, report, stop))
         if outcome.reason != "interrupted" and state.step > 0 and ranks.rank() == 0:
@@ -293,9 +296,13 @@ def settled(name: str, preset: Preset, found: Images | Series) -> Preset:
             )
         terminal.say(f"no labels to tell apart, so the preset's --label-weight {preset.label_weight:g} is left out")
         preset = replace(preset, label_weight=0.0)
-    path = located(preset.data)
-    here = preset.data not in NAMES and existing(path)
-    return replace(preset, data=str(path.resolve())) if here else preset
+    return replace(preset, data=absolute(preset.data))
+
+
+def absolute(data: str) -> str:
+    """A path to data made absolute, for whoever goes on from another folder; names as they are."""
+    path = located(data)
+    return str(path.resolve()) if data not in NAMES and existing(path) else data
 
 
 def fits_memory(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime) -> None:
@@ -313,16 +320,17 @@ def shape_of(preset: Preset, found: Images | Series) -> Shape | SeriesShape:
     return Shape(c, h, w, found.classes, found.latents) if preset.conditional else Shape(c, h, w)
 
 
-def check_data(state: TrainState, images: Images | Series, folder: Path) -> None:
-    """Refuse data of another shape or with other classes; say so where they are merely other images."""
+def check_data(state: TrainState, images: Images | Series, folder: Path, step: int) -> None:
+    """Refuse data of another shape or with other classes; say so where they are merely other images, and note it."""
     here = shape_of(state.preset, images)
     if here != state.shape:
         raise InputError(
             f"{folder} was trained on data of {state.shape}, those now are {here}; give it the data it had"
         )
-    before, now = state.facts.get("data", {}), fingerprint(images)
-    if before != now:
-        terminal.say(f"the data are not those that {folder} began with ({before} then, {now} now)")
+    had, now = [state.facts.get("data", {}), *state.facts.get("data_since", [])], fingerprint(images)
+    if any(had[-1].get(part) != now[part] for part in ("images", "sha256")):  # the name may be spelled another way
+        terminal.say(f"the data are not those that {folder} had ({had[-1]} until step {step}, {now} now)")
+        state.facts = state.facts | {"data_since": [*had[1:], now | {"step": step}]}
 
 
 def fingerprint(images: Images | Series) -> dict[str, Any]:
@@ -343,8 +351,15 @@ def open_folder(name: str, out: Path | None) -> Path:
 
 
 def write_preset(folder: Path, state: TrainState, runtime: Runtime) -> None:
-    if ranks.rank() == 0:
-        write_json(folder / "preset.json", describe(state, runtime))
+    """preset.json: what the run is now. The command that began it stays, and what went on with it is added."""
+    if ranks.rank() > 0:
+        return
+    about, had = describe(state, runtime), read_json(folder / "preset.json", [], needed=False)
+    if isinstance(had, dict) and isinstance(had.get("command"), list):
+        again = had.get("resumed_by")
+        again = [*(again if isinstance(again, list) else []), {"step": state.step, "command": about["command"]}]
+        about |= {"command": had["command"], "resumed_by": again}
+    write_json(folder / "preset.json", about)
 
 
 def holds_no_run(folder: Path) -> None:
@@ -383,6 +398,11 @@ def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "command": ["igebm", *sys.argv[1:]],
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "temperature": temperature(state.preset.step_size, state.preset.noise),
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "runtime": runtime.reason},
+        "machine": {
+            "system": platform.platform(),
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "runtime": runtime.reason,
+        },
         "processes": ranks.size(),
     } | state.shape.to_dict()

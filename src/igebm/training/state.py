@@ -60,6 +60,8 @@ class TrainState:
     seen: int = 0
     """data images used: where the stream of data goes on"""
     rollbacks: int = 0
+    outside: int = 0
+    """iterations in a row with the energy gap out of bounds (guard.py)"""
     slow_gap: float = 0.0
     """the energy gap averaged over about 100 steps"""
     energies: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -114,12 +116,12 @@ def generators(state: TrainState) -> tuple[torch.Generator, torch.Generator]:
 # Checkpoints
 
 
-def save_checkpoint(folder: Path, state: TrainState, runtime: Runtime) -> None:
-    """Write DIR/checkpoint.pt; the one it replaces becomes checkpoint.previous.pt."""
+def save_checkpoint(folder: Path, state: TrainState, runtime: Runtime, worth_keeping: bool = True) -> None:
+    """Write DIR/checkpoint.pt; the one it replaces becomes checkpoint.previous.pt where it is `worth_keeping`."""
     current, previous = folder / CHECKPOINT, folder / PREVIOUS
 
     def keep() -> None:
-        if current.exists():
+        if current.exists() and worth_keeping:
             _second_name(current, previous)
 
     saved = _to_dict(state, runtime)  # all processes: each gives its buffer
@@ -162,7 +164,9 @@ def _to_dict(state: TrainState, runtime: Runtime) -> dict[str, Any]:
     } | state.shape.to_dict()
 
 
-_COUNTERS = ("step", "seen", "chain_steps", "rollbacks", "slow_gap")
+_COUNTERS = ("step", "seen", "chain_steps", "rollbacks", "outside", "slow_gap")
+_SINCE_THEN = ("counters.outside", "runtime.update")
+"""what the first checkpoints had no word of"""
 
 
 def read_checkpoint(
@@ -224,7 +228,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _unsound(saved: Any) -> list[str]:
     """What a checkpoint lacks, or has in another form than `_to_dict` gives it."""
-    return [name for name, sound in _SOUND.items() if not sound(_part(saved, name.split(".")))]
+    parts = {name: _part(saved, name.split(".")) for name in _SOUND}
+    return [
+        name
+        for name, sound in _SOUND.items()
+        if not (sound(parts[name]) or (parts[name] is ... and name in _SINCE_THEN))
+    ]
 
 
 def _part(saved: Any, names: list[str]) -> Any:
@@ -255,8 +264,9 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "buffer.x": _rows, "buffer.y": lambda v: v is None or _rows(v), "buffer.cursor": _count, "buffer.capacity": _count,
     **{f"counters.{name}": _count for name in _COUNTERS if name != "slow_gap"},
     "counters.slow_gap": lambda v: isinstance(v, float) and math.isfinite(v), "runtime.device": _a(str),
-    "runtime.dtype": lambda v: isinstance(v, str) and v in DTYPES, "runtime.compiled": _a(bool, str),
-    "runtime.update": lambda v: v is ... or (isinstance(v, str) and v in DTYPES),
+    "runtime.dtype": lambda v: isinstance(v, str) and v in DTYPES,
+    "runtime.compiled": lambda v: isinstance(v, bool) or v in ("graphs", "winograd"),
+    "runtime.update": lambda v: isinstance(v, str) and v in DTYPES,
     "runtime.threads": lambda v: _count(v) and v > 0,
 }  # fmt: skip
 """the parts of a checkpoint, and what each must be"""
@@ -279,7 +289,7 @@ def restore(state: TrainState, saved: dict[str, Any], path: Path) -> None:
     state.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
     state.buffer.load_state_dict(distributed.shared(saved["buffer"]))
     for name in _COUNTERS:
-        setattr(state, name, saved["counters"][name])
+        setattr(state, name, saved["counters"].get(name, 0))
 
 
 def _strange_moments(optimizer: torch.optim.Adam, saved: dict[Any, dict[str, Tensor]]) -> str:

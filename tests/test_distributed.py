@@ -149,6 +149,7 @@ def test_c25_fewer_images_than_processes_train_with_repeats(tmp_path):
         4, "digits", "--data", str(tmp_path / "three.npz"), "--steps", "2", *SMALL, "--out", str(tmp_path / "r")
     )
     assert "3 images, fewer than the batch of 8" in err
+    assert read_checkpoint(tmp_path / "r", pytest.fail)["counters"]["step"] == 2 and len(lines(tmp_path / "r")) == 2
 
 
 def test_alone_every_call_is_free():

@@ -39,14 +39,15 @@ def close(one, other) -> bool:
     return one == other if not isinstance(one, float) else one == pytest.approx(other, rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.parametrize("processes", [(2,), pytest.param((2, 3), marks=pytest.mark.slow)], ids=["two", "more"])
 @pytest.mark.parametrize(
-    "name", ["ood"] + [pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "ood"]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "likelihood" else []) for name in RUNS]
 )
-def test_c07_c25_processes_give_the_numbers_of_one(name, tmp_path):
+def test_c07_c25_processes_give_the_numbers_of_one(name, processes, tmp_path):
     """Two and three processes, sets that their batches do not divide, more processes than parts at times: no image is
     counted twice, every number is the same, samples are equal to the last byte."""
-    one = evaluate(name, tmp_path / "1", 1)
-    for processes in (2, 3):
+    one, several = evaluate(name, tmp_path / "1", 1), processes
+    for processes in several:
         found = evaluate(name, tmp_path / str(processes), processes)
         assert found["processes"] == processes
         for key in one.keys() - set(CIRCUMSTANCES):

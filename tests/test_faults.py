@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,6 @@ from igebm.cli import main
 from igebm.data import Images, Loader
 from igebm.errors import Fault, InputError
 from igebm.model import Shape
-from igebm.samplers import langevin, run
 from igebm.training import state as states
 from igebm.training.guard import Divergence, Guard
 from igebm.training.loop import Watcher, open_log, train, train_step, write_line
@@ -42,12 +42,21 @@ SETTINGS = (
 ).split()
 
 
-def kill_and_resume(tmp_path: Path, kills: int, steps: int, number: signal.Signals) -> list[int]:
+AS_USERS_HAVE_IT = (
+    "--width 32 --blocks 1d --chain-steps 2 --batch 8 --buffer-size 64 --save-every 3 --log-every 1 --grid-every 50 "
+    "--snapshot-every 40 --sample-steps 1 --threads 1"
+).split()
+"""with dtype and convolutions left to the machine"""
+
+
+def kill_and_resume(
+    tmp_path: Path, kills: int, steps: int, number: signal.Signals, settings: list[str] = SETTINGS
+) -> list[int]:
     """A run killed `kills` times at random moments and resumed each time ends with the numbers of one that was not.
     Returns the steps of the checkpoints that it was killed at."""
     out, rng = tmp_path / "killed", random.Random(0)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command, reached = [*RUN, "--steps", str(steps), "--out", str(out), *SETTINGS], []
+    command, reached = [*RUN, "--steps", str(steps), "--out", str(out), *settings], []
     for kill in range(kills):
         saved, stale = reached[-1] if reached else 0, text(out)  # stale: resuming drops lines beyond the checkpoint
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
@@ -68,7 +77,7 @@ def kill_and_resume(tmp_path: Path, kills: int, steps: int, number: signal.Signa
     assert last.returncode == 0, last.stderr
     straight = tmp_path / "straight"
     done = subprocess.run(
-        [*RUN, "--steps", str(steps), "--out", str(straight), *SETTINGS], capture_output=True, env=environment
+        [*RUN, "--steps", str(steps), "--out", str(straight), *settings], capture_output=True, env=environment
     )
     assert done.returncode == 0
     (got, got_log), (want, want_log) = contents(out), contents(straight)
@@ -87,14 +96,15 @@ def text(folder: Path) -> str:
     return log.read_text() if log.exists() else ""
 
 
-def test_killed_twice_and_resumed_is_uninterrupted(tmp_path):
-    kill_and_resume(tmp_path, 2, 120, signal.SIGKILL)
+@pytest.mark.parametrize("settings", [SETTINGS, AS_USERS_HAVE_IT], ids=["float32", "as users have it"])
+def test_killed_twice_and_resumed_is_uninterrupted(settings, tmp_path):
+    kill_and_resume(tmp_path, 2, 120, signal.SIGKILL, settings)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_twenty_times_and_resumed_is_uninterrupted(tmp_path, number):
-    kill_and_resume(tmp_path, 20, 3000, number)
+    kill_and_resume(tmp_path, 20, 3000, number, AS_USERS_HAVE_IT)
 
 
 @pytest.mark.parametrize("spinning", [2, pytest.param(8, marks=pytest.mark.slow)])
@@ -233,15 +243,24 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_read_only_folder(tmp_path, capsys):
-    """As anyone but root a folder of mode 555; as root a folder that is no folder. One line, exit code 2."""
-    (tmp_path / "locked").mkdir(mode=0o555)
-    target = tmp_path / "locked" / "run"
-    if os.geteuid() == 0:
-        (tmp_path / "plain").write_text("")
-        target = tmp_path / "plain" / "run"
-    assert main(["train", "--steps", "1", "--out", str(target), *SETTINGS]) == 2
-    assert "cannot write to the folder" in capsys.readouterr().err
+@pytest.mark.parametrize("kind", ["mode", "disk", "no folder"])
+def test_a_read_only_folder(kind, tmp_path, capsys):
+    """A folder of mode 555 (root may write to it: left out), a disk mounted to be read alone, a file in the folder's
+    place. One line, exit code 2."""
+    if kind == "mode":
+        if os.geteuid() == 0:
+            pytest.skip("root may write anywhere")
+        (where := tmp_path / "locked").mkdir(mode=0o555)
+    elif kind == "disk":
+        where = small_disk(tmp_path, "200k,ro")
+    else:
+        (where := tmp_path / "plain").write_text("")
+    try:
+        assert main(["train", "--steps", "1", "--out", str(where / "run"), *SETTINGS]) == 2
+        assert "cannot write to the folder" in capsys.readouterr().err
+    finally:
+        if kind == "disk":
+            subprocess.run(["umount", "-l", where], check=True)
 
 
 # Damaged files
@@ -396,16 +415,16 @@ def test_a_run_ended_and_resumed_while_it_goes_wrong_is_found_out_and_its_last_g
     assert states.read_checkpoint(tmp_path / "run", pytest.fail)["counters"]["step"] == 0
 
 
-def test_a_chain_that_explodes_stops_the_run(tmp_path):
-    """A chain without a box on an energy that falls without bound: the samples leave the numbers, and the guard says
-    so."""
-    E = lambda x: -x.pow(4).sum(1)
-    end, info = run(langevin(10.0, 0.1), E, torch.ones(4, 2), 50)
-    assert not torch.isfinite(end.x).any()
-    with pytest.raises(Divergence, match="the chain's gradient is not finite"):
-        Guard(10.0).check(
-            3, dict(e_pos=0.0, e_neg=0.0, gap=0.0, loss=0.0, gradient=1.0, chain_gradient=info.g.norm().item())
-        )
+def test_a_chain_that_explodes_stops_the_run():
+    """An energy that falls ever faster: its gradient leaves the numbers after two steps, the training step says so and
+    leaves the weights as they were."""
+    state, x = fresh()
+    E = lambda x: -(1e10 * x).pow(4).flatten(1).sum(1)
+    state.twin = SimpleNamespace(refresh=lambda: None, given=lambda y: E)
+    before = [q.detach().clone() for q in state.net.parameters()]
+    with pytest.raises(Divergence, match="diverged at step 1: the chain's gradient is not finite"):
+        train_step(state, Loader(x, 8), Guard(10.0))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.net.parameters(), strict=True)) and state.step == 0
 
 
 def test_a_run_that_really_explodes_says_what_to_lower_and_goes_on_when_it_is_lowered(tmp_path, capsys):
@@ -487,8 +506,8 @@ def test_a_short_soak(compiled, tmp_path):
 
 @pytest.mark.slow
 def test_soak(tmp_path):
-    """Ten minutes of tiny digits: resident memory flat within 5 % and the rate within 20 % between the second and
-    last fifth."""
+    """Ten minutes of tiny digits: resident memory flat within 2 % and the processor time of a step within 10 % between
+    the second and the last fifth."""
     p = replace(
         presets.named("digits"), minutes=10.0, steps=10**9, grid_every=500, save_every=500, snapshot_every=10**6
     )
@@ -497,7 +516,7 @@ def test_soak(tmp_path):
     def watch(m):
         if m["step"] % 20 == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            seen.append((m["seconds"], m["step"], pages))
+            seen.append((time.process_time(), m["step"], pages))
 
     from igebm import data
 
@@ -508,8 +527,8 @@ def test_soak(tmp_path):
     early, late = seen[fifth : 2 * fifth], seen[-fifth:]
     rate = lambda rows: (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0])
     memory = lambda rows: np.median([pages for _, _, pages in rows])
-    assert memory(late) < 1.05 * memory(early)
-    assert 0.8 < rate(late) / rate(early) < 1.25
+    assert memory(late) < 1.02 * memory(early)
+    assert 0.9 < rate(late) / rate(early) < 1.1
     outcome = {
         "memory_ratio": memory(late) / memory(early),
         "rate_ratio": rate(late) / rate(early),

@@ -201,6 +201,8 @@ def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
         head = [f"{indent}{name}:"] if name else []
         inner = depth + 1 if name else depth
         return head + [line for k, v in value.items() for line in pretty(v, str(k), inner)]
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return [f"{indent}{name}:", *(f"{indent}  {line}" for line in table(value).splitlines())]
     if isinstance(value, list | tuple):
         value = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) or "none"
     return [f"{indent}{name}: {value}"]

@@ -138,6 +138,18 @@ def pooled_pair(width: int, batch: int, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
+def own_work(runtime: Runtime, width: int, batch: int) -> float:
+    """The share of a Langevin step that is the chain's own: clip, step, noise and box, on a gradient that is there. It
+    is what one kernel for all of it could save at most."""
+    x, y = start(runtime, batch)
+    net = build_image_net(replace(FIGURE_14A, width=width), Shape(3, 32, 32, CLASSES)).to(runtime.device)
+    E, kernel, flat = Twin(net, runtime.dtype, runtime.compiled).given(y), build_kernel(FIGURE_14A), torch.rand_like(x)
+    given = lambda z: (z * flat).flatten(1).sum(1)
+    chain = lambda E: best(lambda: run(kernel, E, x, 10), 5, runtime.device)
+    chain(E)
+    return chain(given) / chain(E)
+
+
 @torch.no_grad()
 def labels(runtime: Runtime, width: int, batch: int) -> dict[str, float]:
     """Energies of images under all ten classes: each by itself, and with what is the same for all worked out once.
@@ -186,6 +198,7 @@ def main() -> None:
             ax.spines[side].set_visible(False)
     result = {"machine": circumstances(runtime, f"python benchmarks/gains.py --name {asked.name}"), "rows": rows}
     result["relative errors"] = errors(runtime, 128)
+    result["share of a step that is the chain's own"] = {f"width {w}": own_work(runtime, w, 32) for w in (128, 64)}
     result["ten classes of 32 images, seconds"] = {f"width {width}": labels(runtime, width, 32) for width in (128, 64)}
     if runtime.device.type == "cpu" and torch.backends.mkldnn.is_available():
         result["weights packed for oneDNN, seconds of a forward pass"] = packed(128, 32)

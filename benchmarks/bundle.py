@@ -2,18 +2,18 @@
 
 Writes src/igebm/pretrained/NAME.safetensors (weights in bfloat16, the vectors of the power iteration in float32) and
 the card NAME.json from the run's own files; `--snapshot` takes a snapshot of the run instead of its last model,
-`--quality FILE` adds the numbers of benchmarks/quality.py.
+`--quality FILE` adds the numbers of benchmarks/quality.py on what is bundled, `--growth FILE ...` those on snapshots.
 """
 
 import argparse
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from igebm import forecast, model, pretrained
+from igebm.circumstances import commit
 from igebm.files import write_json
 
 
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--snapshot", type=Path)
     parser.add_argument("--note", required=True)
     parser.add_argument("--quality", type=Path)
+    parser.add_argument("--growth", type=Path, nargs="+", default=[])
     parser.add_argument("--step-size", type=float, help="of chains from noise; default: as in training")
     parser.add_argument("--sample-steps", type=int, help="chain steps from noise; default: as in training")
     parser.add_argument("--int8", action="store_true", help="kernels in 8 bits: for a network of millions of weights")
@@ -44,9 +45,8 @@ def main() -> None:
         "data": m.facts.get("data"),
         **m.shape.to_dict(),
         "command": " ".join(about["command"]),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        **({"resumed_by": again} if (again := [a for a in about.get("resumed_by", []) if a["step"] < m.step]) else {}),
+        "commit": about.get("commit") or commit(),
         "iterations": m.step,
         "training_seconds": wall_seconds(steps),
         "machine": about["machine"],
@@ -57,6 +57,10 @@ def main() -> None:
     }
     if asked.quality:
         card["quality"] = json.loads(asked.quality.read_text())
+    if asked.growth:
+        found = [json.loads(path.read_text()) for path in asked.growth]
+        steps = [row | {"model": f"step {row['model_step']}"} for of in found for row in of["rows"]]
+        card["growth"] = {key: found[0][key] for key in ("machine", "classifier")} | {"rows": steps}
     write_json(target.with_suffix(".json"), card)
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, step {m.step}")
 

@@ -284,3 +284,15 @@ def test_the_time_left_is_told_from_what_was_done_since_the_start(monkeypatch, c
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "work 50/1000, 2 s each, 1:40 gone, 31:40 left" and "2 s each, 3:20 gone, 30:00 left" in told[1]
     assert told[2] == "work 1050/2000, 2 s each, 1:40 gone, 31:40 left"
+
+
+def test_rows_within_plain_data_are_a_table():
+    told = {"rows": [{"seed": 0, "share": 0.5}, {"seed": 10, "share": 0.25}], "tags": ["a", "b"], "none": []}
+    assert terminal.pretty(told) == [
+        "rows:",
+        "  seed  share",
+        "  0     0.5",
+        "  10    0.25",
+        "tags: a, b",
+        "none: none",
+    ]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .. import __version__, data, forecast, model, presets, ranks, terminal
-from ..circumstances import cpu_name
+from ..circumstances import commit, cpu_name
 from ..data import Images, Loader
 from ..data.images import existing
 from ..data.named import NAMES
@@ -397,6 +397,7 @@ def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "facts": state.facts,
         "command": ["igebm", *sys.argv[1:]],
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "commit": commit(),
         "temperature": temperature(state.preset.step_size, state.preset.noise),
         "machine": {
             "system": platform.platform(),

@@ -156,6 +156,18 @@ def test_odd_names_cannot_break_the_card():
     assert "a\\|b" in row and "\\<script\\>" in row and row.count(" | ") == 1
 
 
+def test_the_card_tells_of_data_that_were_changed_on_the_way():
+    settings = presets.to_dict(presets.replace(presets.named("digits"), data="/home/me/new.npz"))
+    facts = {"data": {"name": "old set", "images": 7}, "data_since": [{"name": "x", "images": 1234, "step": 50}]}
+    about = Shape(1, 8, 8, ()).to_dict() | {"settings": settings, "facts": facts, "step": 90}
+    told = share.card("x", "hf:a/b", "mit", {}, about, "igebm train", {}, False)
+    assert "| trained on | new.npz, 1,234 items |" in told
+    assert "| begun on | old set, 7 items, until iteration 50 |" in told
+    about["facts"] = {"data": facts["data"]}
+    told = share.card("x", "hf:a/b", "mit", {}, about, "igebm train", {}, False)
+    assert "| trained on | new.npz, 7 items |" in told and "begun on" not in told
+
+
 def test_models_of_series_and_baselines_travel_too(tmp_path):
     preset = presets.replace(presets.named("balls-langevin"), width=4)
     shape = SeriesShape(2, ("x", "y"), (0.0, 1.0), (1.0, 2.0))

@@ -23,7 +23,7 @@ from .evaluation.work import folder_of
 from .files import what_is, writable_folder, write_json, write_text
 from .files import whole as write_whole
 from .inputs import open_model
-from .report.found import read_json
+from .report.found import at, read_json
 from .report.plots import by_class, grid, write_png
 from .report.tables import measure
 from .shapes import SeriesShape, Shape
@@ -260,10 +260,15 @@ def card(
     if picture:
         lines += ["", "![Samples](samples.png)"]
     lines += ["", *usage(where, shape, kind), "", "## The model", ""]
+    since = told if isinstance(told := facts.get("data_since"), list) else []
+    first, now = facts.get("data"), since[-1] if since else facts.get("data")
+    items = lambda of: f", {at(of, 'images'):,} items" if isinstance(at(of, "images"), int) else ""
     facts_told = {
         "parameters": f"{parameters(tensors):,}",
-        "trained on": plain(Path(data).name if Path(data).is_absolute() else data)
-        + (f", {facts['data']['images']:,} items" if isinstance(at(facts, "data", "images"), int) else ""),
+        "trained on": spelled(data) + items(now),
+        "begun on": f"{spelled(at(first, 'name'))}{items(first)}, until iteration {plain(at(since[0], 'step'))}"
+        if since
+        else "",
         "iterations": f"{about['step']:,}",
         "preset": plain(facts.get("preset", "")),
         "seed": plain(facts.get("seed", "")),
@@ -371,10 +376,10 @@ def on_hub(data: str) -> str:
     return "/".join(data[3:].split("/")[:2]) if re.fullmatch(r"hf:[\w.-]+/[\w.-]+(/[\w.-]+)?", data) else ""
 
 
-def at(value: Any, *keys: str) -> Any:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def spelled(data: Any) -> str:
+    """A data set's name; of a path on somebody's machine the last part."""
+    name = str(data)
+    return plain(Path(name).name if Path(name).is_absolute() else name)
 
 
 def count(n: int, what: str) -> str:

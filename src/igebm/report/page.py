@@ -151,7 +151,8 @@ def versions(told: Any) -> str | None:
 
 
 def described_data(found: Found) -> str | None:
-    about, told = found.about, at(found.about, "facts", "data")
+    about, told, since = found.about, at(found.about, "facts", "data"), at(found.about, "facts", "data_since")
+    later = since if isinstance(since, list) else []
     name = at(told, "name") or at(about, "settings", "data")
     images, shape = whole_number(at(told, "images")), at(about, "shape")
     size = None
@@ -159,6 +160,7 @@ def described_data(found: Found) -> str | None:
         colours = {1: "grey", 3: "colour"}.get(shape[0], f"{shape[0]} channels")
         size = f"{shape[1]} × {shape[2]} pixels, {colours}"
     parts = [str(name) if name else None, f"{images:,} images" if images else None, size]
+    parts += [f"from iteration {at(of, 'step')} on {at(of, 'name')} ({at(of, 'images')} images)" for of in later]
     return ", ".join(part for part in parts if part) or None
 
 

@@ -60,7 +60,9 @@ def main() -> None:
     if asked.growth:
         found = [json.loads(path.read_text()) for path in asked.growth]
         steps = [row | {"model": f"step {row['model_step']}"} for of in found for row in of["rows"]]
-        card["growth"] = {key: found[0][key] for key in ("machine", "classifier")} | {"rows": steps}
+        card["growth"] = {key: found[0][key] for key in ("machine", "classifier")} | {
+            "rows": sorted(steps, key=lambda row: row["model_step"])
+        }
     write_json(target.with_suffix(".json"), card)
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, step {m.step}")
 

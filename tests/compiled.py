@@ -53,11 +53,12 @@ for labels in ([0, 1, 2, -1], [2, 2, 0, 1]):
         for p in net.parameters():
             p.mul_(0.95)
     other.load_state_dict(net.state_dict())
-    y = torch.tensor(labels)
-    want = torch.autograd.grad(contrast(net(x, y)), list(net.parameters()))
-    got = torch.autograd.grad(contrast(update(y.to(device))(x.to(device))), list(other.parameters()))
-    want, got = (torch.cat([g.cpu().flatten() for g in gradients]) for gradients in (want, got))
-    off_w = max(off_w, ((got - want).norm() / want.norm()).item())
+    for more in (0, 2):  # alone, and with the first image under two further labels
+        y, x_all = torch.tensor(labels + [1, 0][:more]), torch.cat([x, *[x[:1]] * more])
+        want = torch.autograd.grad(contrast(net(x_all, y)), list(net.parameters()))
+        got = torch.autograd.grad(contrast(update(y.to(device), (1, more))(x.to(device))), list(other.parameters()))
+        want, got = (torch.cat([g.cpu().flatten() for g in gradients]) for gradients in (want, got))
+        off_w = max(off_w, ((got - want).norm() / want.norm()).item())
 
 # One shape more than the compiler keeps: eagerly, and no end of the chain.
 compiled.refresh()

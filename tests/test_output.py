@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -296,3 +297,32 @@ def test_rows_within_plain_data_are_a_table():
         "tags: a, b",
         "none: none",
     ]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 160])
+def test_a_bar_never_cuts_the_count_and_the_time_left(columns, tmp_path, monkeypatch):
+    """Where it is narrow the numbers of the work give way, then the bar itself."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    screen = open(tmp_path / "screen", "w+", encoding="utf-8")
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(terminal.sys, "stderr", screen)
+    with terminal.bar("training", first=100) as shown:
+        for k in range(101, 104):
+            shown.step(k, 10000, "E(x+) -0.015  E(x-) -0.011  gap +0.005")
+    screen.close()
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", (tmp_path / "screen").read_text()).replace("\r", "\n").split("\n")
+    last = [line for line in lines if line.strip()][-1]
+    assert re.match(r"training .*103/10000 .*\d:\d\d:\d\d left|training .*103/10000 .*-:--:-- left", last), last
+    assert len(last.rstrip()) <= columns and ("gap +0.005" in last) == (columns == 160)
+
+
+def test_a_mistake_is_answered_with_what_to_write(capsys):
+    for words, says in (
+        ("--threads 1 train", "options come after the command: igebm COMMAND --threads"),
+        ("eval digits ood", "the experiment comes first: igebm eval ood digits"),
+        ("sample digits --steps 1,5", "could be instantiated from ['1,5'] (write decimals with a dot)"),
+        ("push digits somewhere", "a folder: ./somewhere/"),
+    ):
+        assert main(words.split()) == 2
+        assert says in capsys.readouterr().err

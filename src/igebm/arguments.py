@@ -191,8 +191,8 @@ class Compose:
     """Samples of several energies combined (section 6): samples.png, samples.npy, compose.json.
 
     A term is [not:|or:][WEIGHT*]MODEL[=VALUE]: a class, a number or numbers with commas (an angle in degrees), such as
-    dsprites-scale=0.8, dsprites-position=0.2,0.7, 2*digits=3, not:digits=8, or:digits=1. module:function is an energy
-    of your own, any Python callable of images (B, C, H, W) that gives (B,).
+    dsprites-scale=0.8, dsprites-position=0.2,0.7, 2*digits=3, not:0.3*digits=8, or:digits=1. module:function is an
+    energy of your own, any Python callable of images (B, C, H, W) that gives (B,).
     """
 
     machine: OmitArgPrefixes[Machine]

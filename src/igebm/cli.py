@@ -87,6 +87,8 @@ def _dispatch(args: list[str]) -> int:
     if args[0] == "data" and (len(args) == 1 or args[1] in ("-h", "--help")):
         print(_overview("data "))
         return 0
+    if args[0].startswith("-") and any(word in COMMANDS for word in args):
+        raise InputError(f"options come after the command: igebm COMMAND {args[0]} ...")
     raise unknown("command", " ".join(args[: 2 if args[0] == "data" else 1]), COMMANDS)
 
 
@@ -249,6 +251,8 @@ def evaluate(args: list[str]) -> int:
 
         return concepts(parse(arguments.ConceptsOf, "eval concepts", rest))
     if name not in EXPERIMENTS and name != "all":
+        if rest and rest[0] in (*EXPERIMENTS, "all"):
+            raise InputError(f"the experiment comes first: igebm eval {rest[0]} {name}")
         raise unknown("experiment", name, [*EXPERIMENTS, "rollout", "concepts", "all"])
     kind: Any = arguments.Evaluate[EXPERIMENTS.get(name, All)]
     asked = parse(kind, f"eval {name}", rest)
@@ -488,7 +492,8 @@ def one_line(panel: str) -> str:
     parts = [part.split("\n") for part in re.split(r"\n[─-]{5,}\n", "\n".join(lines))]
     parts = parts if "╭" in panel else parts[1:]
     said = re.sub(r" \.(?= |$)", "", " ".join(parts[0])).removeprefix("Error parsing settings: ").strip()
-    if re.search(r"float: '-?\d*,\d+'", said):
+    said = said.split(" Got errors: ")[0].rstrip(" .")  # what each of several types said on its own
+    if re.search(r"'-?\d*,\d+'", said):
         said += " (write decimals with a dot)"
     meant = [
         option

@@ -33,7 +33,9 @@ def parse(spec: str) -> Repository:
     part = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
     match = re.fullmatch(rf"(?:hf:)?({part}/{part})(?:@([\w][\w./-]*))?", spec)
     if not match or "--" in match[1] or ".." in spec or len(match[1]) > 96:
-        raise InputError(f"{spec!r} is no name on the hub; write hf:owner/name, or hf:owner/name@revision")
+        raise InputError(
+            f"{spec!r} is no name on the hub; write hf:owner/name, or hf:owner/name@revision (a folder: ./{spec}/)"
+        )
     return Repository(match[1], match[2])
 
 

@@ -253,7 +253,10 @@ class EBM:
         if isinstance(images, np.ndarray):
             if images.dtype.kind not in "uf":
                 raise InputError(f"images are uint8 or floats in [0, 1], got {images.dtype}")
-            images = torch.from_numpy(np.ascontiguousarray(images, images.dtype.newbyteorder("=")))
+            whole = np.require(
+                images, images.dtype.newbyteorder("="), ["C", "W"]
+            )  # torch warns of what it may not write
+            images = torch.from_numpy(whole)
         if not isinstance(images, Tensor):
             raise InputError(f"images are a tensor, an array or PIL images, got {type(images).__name__}")
         if images.dtype != torch.uint8 and not images.is_floating_point():

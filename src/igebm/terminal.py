@@ -135,19 +135,23 @@ def _rich_bar(what: str, first: int) -> Iterator[Screen]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     console = Console(file=cast(TextIO, _Listener(sys.stderr)), highlight=False)
+    # Where it is narrow the numbers of the work give way, and then the bar: never the count or the time left.
+    whole, last = lambda: Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1, min_width=0)
+    width = min(24, max(8, console.width - 92))
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
+        TextColumn("{task.description}", table_column=whole()),
+        *([BarColumn(bar_width=width, table_column=whole())] if console.width >= 64 else []),
+        MofNCompleteColumn(table_column=whole()),
+        *([TextColumn("{task.fields[rate]}", table_column=whole())] if console.width >= 60 else []),
+        *([TimeElapsedColumn(table_column=whole()), TextColumn("gone,")] if console.width >= 72 else []),
+        TimeRemainingColumn(table_column=whole()),
+        TextColumn("left", table_column=whole()),
+        TextColumn("{task.fields[shown]}", table_column=last),
     )
-    with Progress(*columns, console=console, speed_estimate_period=60) as progress:
+    with Progress(*columns, console=console, speed_estimate_period=60, expand=True) as progress:
         task = progress.add_task(what, total=None, completed=first, rate="", shown="")
 
         def step(done: int, total: int, shown: str = "") -> None:

@@ -21,6 +21,8 @@ class Common:
     """make images of another --data the model's size and channels: short side resized, central square, grey or RGB"""
     data_dir: Path | None = None
     """where named data sets are kept; default: $IGEBM_DATA or ~/.cache/igebm"""
+    skip_bad: bool = False
+    """leave out images that cannot be read, instead of refusing the folder"""
     seed: int = 0
     batch: int = 128
     """images or chains at a time"""

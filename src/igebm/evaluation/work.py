@@ -50,7 +50,7 @@ class Work:
         refused where its images are of another size, unless --resize is given."""
         trained, asked = self.model.preset.data, spec or self.asked.data or self.model.preset.data
         resize = self.asked.resize or spec is not None or asked == trained
-        images = load_split(asked, split, self.model, self.asked.data_dir, resize=resize)
+        images = load_split(asked, split, self.model, self.asked.data_dir, self.asked.skip_bad, resize)
         if not most:
             return images
         order = np.random.default_rng(self.asked.seed).permutation(len(images.x))[:most]

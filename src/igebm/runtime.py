@@ -95,7 +95,7 @@ def probe(
     update = DTYPES.get(update_dtype, kind if as_chains else torch.float32)
     why_dtype += "" if update is kind else f", updates in {_name(update)}"
     compiled, why_compile = _compiled(compile, where, kind, before["compiled"] if before is not None else None)
-    # The layout is no choice: channels last was faster by 6 to 12 % where it was measured (benchmarks/gains.py), and
+    # The layout is no choice: channels last was faster by up to 12 % where it was measured (benchmarks/gains.py), and
     # Winograd's kernel takes no other.
     layout = "channels last (convolutions are fastest so)"
     reason = "; ".join([why, why_dtype, layout, why_compile, "1 thread" if threads == 1 else f"{threads} threads"])

@@ -102,7 +102,7 @@ def test_outside_is_what_is_neither_chain_nor_update(monkeypatch):
         return after
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "power_iteration", late(loop.power_iteration))
+        patch.setattr(state, "iterate", late(state.iterate))
         assert speed.outside_share(state, loader) > 0.5
     with monkeypatch.context() as patch:
         patch.setattr(loop.samplers, "run", late(loop.samplers.run))

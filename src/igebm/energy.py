@@ -24,7 +24,12 @@ def energy_and_grad(
 
     With `create_graph` both stay differentiable, in x and in whatever E closes over; otherwise both are detached.
     Works inside `torch.no_grad` too. Raises InputError where E(x) is not one number for each item.
+
+    An energy that has a `value_and_grad(x)` of its own is asked for that where no graph is needed.
     """
+    at_once = getattr(E, "value_and_grad", None)
+    if at_once is not None and not create_graph:
+        return at_once(x.detach())
     with torch.enable_grad():
         if not (create_graph and x.requires_grad):
             x = x.detach().requires_grad_()

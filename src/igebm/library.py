@@ -39,7 +39,7 @@ from .evaluation.restoration import KINDS
 from .model import Model, Progress
 from .ranks import batches
 from .report.plots import grid
-from .runtime import DTYPES, Compiled, choose_device
+from .runtime import DTYPES, Compiled, choose_device, lack_of_fused
 from .samplers import Kernel, masked, run
 
 MOST = 10_000_000
@@ -57,8 +57,8 @@ def load(
     """The model of a run folder, a .safetensors file, a bundled name (`igebm models`) or hf:owner/name.
 
     Its chains run on `device` ("cpu", "cuda", "cuda:1"; "auto": a GPU where there is one) in `dtype` (bfloat16 is
-    faster on GPUs and on CPUs with units for it), compiled where that is asked for: on a GPU "graphs" is fastest, on a
-    CPU without matrix units "winograd", which wants gcc alone.
+    faster on GPUs and on CPUs with units for it), compiled where that is asked for: on a GPU "fused" is fastest (Hopper
+    and later; "graphs" on others), on a CPU without matrix units "winograd", which wants gcc alone.
     Nothing in the file is executed. Raises InputError where there is none, or where it is foreign, damaged or a model
     of something else than images; and for a device or dtype that is not there.
     """
@@ -67,11 +67,13 @@ def load(
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
         dtype = DTYPES[dtype]
-    if compiled not in (False, True, "graphs", "winograd"):
-        raise InputError(f"compiled={compiled!r}: give False, True, 'graphs' or 'winograd'")
+    if compiled not in (False, True, "fused", "graphs", "winograd"):
+        raise InputError(f"compiled={compiled!r}: give False, True, 'fused', 'graphs' or 'winograd'")
     way: Compiled = compiled  # type: ignore[assignment]
-    if compiled == "graphs" and at.type != "cuda":
+    if compiled in ("fused", "graphs") and at.type != "cuda":
         raise InputError(f"CUDA graphs need a GPU, chains run on the {at.type}; give compiled=True or False")
+    if compiled == "fused" and (lacking := lack_of_fused(at)):
+        raise InputError(f"compiled='fused': {lacking}; give compiled='graphs'")
     if compiled == "winograd":
         lacking = "they are for a CPU" if at.type != "cpu" else native.fault()
         if lacking:

@@ -4,6 +4,7 @@ What is fastest differs a lot from machine to machine (bfloat16 is twice as fast
 times slower on one without), so a small convolution is timed rather than a list of processors kept.
 """
 
+import importlib.util
 import os
 import shutil
 import time
@@ -19,10 +20,10 @@ from .errors import InputError, unknown
 from .limits import from_environment
 
 MOST_THREADS = 256
-COMPILATIONS = ("auto", "quick", "on", "off", "graphs", "winograd")
-Compiled = bool | Literal["graphs", "winograd"]
-"""How a chain's step is computed: kernel by kernel, by torch's compiler, so as one CUDA graph; or kernel by kernel with
-the 3x3 convolutions by winograd.c (on a CPU)."""
+COMPILATIONS = ("auto", "quick", "on", "off", "fused", "graphs", "winograd")
+Compiled = bool | Literal["fused", "graphs", "winograd"]
+"""How a chain's step is computed: kernel by kernel, by torch's compiler, so as one CUDA graph, by the kernels of
+nets/fused.py as one (on a GPU); or kernel by kernel with the 3x3 convolutions by winograd.c (on a CPU)."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -51,7 +52,7 @@ class Runtime:
     @property
     def traced(self) -> bool:
         """Whether torch's compiler makes the kernels."""
-        return self.compiled in (True, "graphs")
+        return self.compiled in (True, "graphs", "fused")
 
     @property
     def dtype_name(self) -> str:
@@ -210,27 +211,32 @@ def _compiled(
     gpu = device.type == "cuda"
     if asked == "off":
         return False, "eager (compile: off)"
-    if asked == "graphs" and not gpu:
-        raise InputError(f"--compile graphs: CUDA graphs need a GPU, chains run on the {device.type}; use on or off")
+    if asked in ("graphs", "fused") and not gpu:
+        raise InputError(f"--compile {asked}: CUDA graphs need a GPU, chains run on the {device.type}; use on or off")
     if asked == "winograd" and gpu:
         raise InputError("--compile winograd is for a CPU; use auto, graphs, on or off")
     if asked == "winograd" and native.fault():
         raise InputError(f"--compile winograd: {native.fault()}; use on or off")
     lacking = _lacking_compiler(gpu)
-    if asked in ("on", "graphs") and lacking:
+    if asked in ("on", "graphs", "fused") and lacking:
         raise InputError(f"--compile {asked}: there is no {lacking}; or leave --compile off")
-    if asked in ("on", "graphs", "winograd"):
+    if asked == "fused" and (no_kernels := lack_of_fused(device)):
+        raise InputError(f"--compile fused: {no_kernels}; use graphs, on or off")
+    if asked in ("on", "graphs", "fused", "winograd"):
         return True if asked == "on" else asked, _MEANING[asked] + " as asked"
     if before is not None:
         if before == "winograd" and native.fault():
             return False, f"eager (as before there were Winograd convolutions, and here is {native.fault()})"
-        if before in (True, "graphs") and lacking:
+        if before in (True, "graphs", "fused") and lacking:
             return False, f"eager (no {lacking})"
+        if before == "fused" and (no_kernels := lack_of_fused(device)):
+            return "graphs", f"{_MEANING['graphs']} (no kernels as before: {no_kernels})"
         return before, f"{_MEANING[before]} (as before)"
     if gpu:
         if asked == "quick" or lacking:
             return False, f"eager (no {lacking})" if lacking else "eager (compile: quick)"
-        return "graphs", _MEANING["graphs"]
+        kind = "fused" if dtype is torch.bfloat16 and lack_of_fused(device) is None else "graphs"
+        return kind, _MEANING[kind]
     if dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported():  # matrix units outrun what Winograd saves
         if asked == "quick" or lacking:
             return False, f"eager (no {lacking})" if lacking else "eager (compile: quick)"
@@ -246,8 +252,21 @@ _MEANING: dict[Any, str] = {
     True: "compiled",
     "on": "compiled",
     "graphs": "compiled, launched as CUDA graphs",
+    "fused": "fused kernels, launched as CUDA graphs",
     "winograd": "Winograd convolutions",
 }
+
+
+def lack_of_fused(device: torch.device) -> str | None:
+    """Why the kernels of nets/fused.py cannot run there; None where they can."""
+    if device.type != "cuda":
+        return "its kernels are for a GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 9:
+        return f"its kernels want a GPU of capability 9.0 or later, this one has {major}.{minor}"
+    if importlib.util.find_spec("triton") is None or importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
+        return "its kernels want Triton 3.4 or later (torch brings it from 2.8 on)"
+    return None
 
 
 def _lacking_compiler(gpu: bool) -> str | None:

@@ -9,6 +9,7 @@ in the sampling dtype, refreshed in place, on which chains run.
 
 import warnings
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..energy import Energy, energy_and_grad
-from ..runtime import Compiled
+from ..graphs import Recorded, in_place
+from ..runtime import Compiled, lack_of_fused
 from . import winograd
 from .image import ImageEnergy, Tower, encode
 from .layers import ResBlock, conditioned
@@ -96,13 +98,16 @@ def _fold_block(block: ResBlock, unconditional: bool, conv3x3: Callable) -> Bloc
     return BlockWeights(conv3x3(conv1, False), conv3x3(conv2, block.down), skip)
 
 
-def bind(net: ImageEnergy, y: Tensor | None) -> Affines:
-    """The gains and biases of `net` for labels y (B,) or latents (B, condition), differentiable in both."""
+def bind(net: ImageEnergy, y: Tensor | None, dtype: torch.dtype | None = None) -> Affines:
+    """The gains and biases of `net` for labels y (B,) or latents (B, condition), differentiable in both; in `dtype`
+    (None: the parameters')."""
     code = encode(y, net.condition, next(net.parameters()).dtype, net.harmonics)
     blocks = [block for tower in _towers(net) for block in _blocks(tower)]
     gains = [gain for b in blocks for gain in (b.gain1, b.gain2) if gain is not None]
-    gain = (a[:, :, None, None] for a in conditioned(gains, code))
-    bias = (a[:, :, None, None] for a in conditioned([bias for b in blocks for bias in (b.bias1, b.bias2)], code))
+    gain = (a[:, :, None, None] for a in conditioned(gains, code, dtype))
+    bias = (
+        a[:, :, None, None] for a in conditioned([bias for b in blocks for bias in (b.bias1, b.bias2)], code, dtype)
+    )
     folded = net.condition == 0
     return tuple(
         tuple(
@@ -246,44 +251,6 @@ class _ValueAndGrad(torch.autograd.Function):
         return g * grad_e.reshape(-1, *[1] * (g.dim() - 1)), None
 
 
-class Recorded:
-    """E(x) and its gradient as one CUDA graph: a step's hundred small kernels in one launch, which on a GPU costs less
-    time than the processor needs to ask for them one by one. Weights are read where they lie, so they may change."""
-
-    def __init__(self, graph: torch.cuda.CUDAGraph, affines: Affines, x: Tensor, e: Tensor, g: Tensor):
-        self.graph, self.affines, self.x, self.e, self.g = graph, affines, x, e, g
-        self.bound: Affines | None = None
-
-    def __call__(self, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.x.copy_(x)
-        if self.bound is not affines:  # a chain keeps its labels for all its steps
-            for mine, new in zip(_leaves(self.affines), _leaves(affines), strict=True):
-                mine.copy_(new)
-            self.bound = affines
-        self.graph.replay()
-        # The next replay writes to the same place, and a product asks two energies before it uses either.
-        return self.e.clone(), self.g.clone()
-
-
-def record(
-    value_and_grad: Callable[[Weights, Affines, Tensor], tuple[Tensor, Tensor]],
-    weights: Weights,
-    affines: Affines,
-    x: Tensor,
-) -> Recorded:
-    affines, x, graph = _map(torch.Tensor.clone, affines), x.clone(), torch.cuda.CUDAGraph()
-    with torch.cuda.device(x.device):
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(3):  # compile, and let cuDNN choose its algorithms: neither can be recorded
-                value_and_grad(weights, affines, x)
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            e, g = value_and_grad(weights, affines, x)
-    return Recorded(graph, affines, x, e, g)
-
-
 MOST_GRAPHS = 4
 """shapes whose graphs are kept: each holds the memory of a step"""
 
@@ -296,47 +263,55 @@ class Twin:
         self._conv3x3 = self._winograd_if if compiled == "winograd" else _pooled_if
         with torch.no_grad():
             self.weights: Weights = _map(self._stored, fold(net, self._conv3x3))
-        traced = compiled in (True, "graphs")
-        self._value_and_grad = compile(self._traced, self._eager) if traced else self._eager
-        self._recorded: dict[tuple, Recorded] | None = {} if compiled == "graphs" else None
+        device = next(net.parameters()).device
+        self._launches = compiled in ("graphs", "fused") and device.type == "cuda"
+        self._traces = compile(self._traced, self._eager) if compiled in (True, "graphs", "fused") else self._eager
+        self._recorded: dict[tuple, Recorded] = {}
+        self._fused = _fused() if compiled == "fused" and lack_of_fused(device) is None else None
+        self._packed: Any = None
+        self._refreshed = in_place(self._refresh, device) if self._launches else self._refresh
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Take over the network's weights as they are now."""
-        for mine, new in zip(_leaves(self.weights), _leaves(fold(self.net, self._conv3x3)), strict=True):
-            mine.copy_(new)
+        self._refreshed()
 
-    def given(self, y: Tensor | None = None) -> Energy:
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        new = fold(self.net, self._conv3x3)
+        torch._foreach_copy_(list(_leaves(self.weights)), list(_leaves(new)))
+        if self._fused is not None and self._packed is not None:
+            torch._foreach_copy_(list(_leaves(self._packed)), list(_leaves(self._fused.pack(self.weights))))
+
+    def given(self, y: Tensor | None = None) -> "Given":
         """E(· | y): labels (B,) or latents (B, condition) bound, their gains worked out once."""
         with torch.no_grad():
-            affines: Affines = _map(lambda t: t.to(self.dtype), bind(self.net, y))
-
-        def E(x: Tensor) -> Tensor:
-            if torch.is_grad_enabled() and x.requires_grad:
-                return _ValueAndGrad.apply(x, lambda x: self._launched(affines, x))
-            with torch.no_grad():
-                return energy(self.net, self.weights, affines, x)
-
-        return E
+            return Given(self, bind(self.net, y, self.dtype))
 
     def over(self, x: Tensor) -> Energy:
         """E(x | ·) at a fixed x (B, ...) or (1, ...), as a function of labels (B,) or of latents y (B, condition),
         differentiable in them: for chains over the condition, and for trying one label after the other."""
         with torch.no_grad():
             begun = begin(self.net, self.weights, x)
-        stopped = lambda y: _map(lambda t: t.to(self.dtype), bind(self.net, y))
-        return lambda y: _finish(self.net, self.weights, stopped(y), begun, x.dtype)
+        return lambda y: _finish(self.net, self.weights, bind(self.net, y, self.dtype), begun, x.dtype)
 
-    def _launched(self, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
-        """E(x) and its gradient: kernel by kernel, or all at once from the CUDA graph of this shape."""
-        if self._recorded is None or not x.is_cuda:
-            return self._value_and_grad(self.weights, affines, x)
-        key = (x.shape, x.dtype, affines[0][0].bias1.shape)
+    def value_and_grad(self, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E(x) and ∇ₓE(x), kernel by kernel."""
+        if self._fused is not None and x.is_cuda and self._fused.suits(self.net, self.dtype, x.shape[2:]):
+            if self._packed is None:
+                self._packed = _map(torch.Tensor.contiguous, self._fused.pack(self.weights))
+                self._refreshed = in_place(self._refresh, x.device)  # of these too
+            return self._fused.value_and_grad(self.net, self._packed, affines, x)
+        return self._traces(self.weights, affines, x)
+
+    def replay(self, affines: Affines, leaves: list[Tensor], key: Any, f: Callable, x: Tensor, generator: Any) -> Any:
+        """f(E, x, generator) with E under `affines`: one CUDA graph for each key and shape."""
+        key = (key, x.shape, x.dtype, affines[0][0].bias1.shape, generator is None)
         if key not in self._recorded:
             if len(self._recorded) == MOST_GRAPHS:
                 del self._recorded[next(iter(self._recorded))]
-            self._recorded[key] = record(self._value_and_grad, self.weights, affines, x)
-        return self._recorded[key](affines, x)
+            inner = Given(self, _map(torch.Tensor.clone, affines), launches=False)
+            self._recorded[key] = Recorded(lambda x, g: f(inner, x, g), inner.leaves, x, generator)
+        return self._recorded[key](leaves, x, generator)
 
     def _eager(self, weights: Weights, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
         return energy_and_grad(lambda x: energy(self.net, weights, affines, x), x)
@@ -358,6 +333,40 @@ class Twin:
 
     def _stored(self, w: Any) -> Any:
         return w if isinstance(w, winograd.Kernel) else _laid_out(w.to(self.dtype, copy=True))
+
+
+class Given:
+    """E(· | y) on a twin: an energy that works out its value and gradient in one, and a step on it as one launch where
+    the twin's steps are CUDA graphs."""
+
+    def __init__(self, twin: Twin, affines: Affines, launches: bool | None = None):
+        self.twin, self.affines, self.leaves = twin, affines, list(_leaves(affines))
+        self.launches = twin._launches if launches is None else launches
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _ValueAndGrad.apply(x, self.value_and_grad)
+        with torch.no_grad():
+            return energy(self.twin.net, self.twin.weights, self.affines, x)
+
+    def value_and_grad(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c h w"]]:
+        if self.launches:
+            return self.replay("gradient", lambda E, x, _: E.value_and_grad(x), x, None)
+        return self.twin.value_and_grad(self.affines, x)
+
+    def replay(
+        self, key: Any, f: Callable[..., tuple[Tensor, ...]], x: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
+        """f(E, x, generator): all of a chain's step at once. `key` tells this f from others."""
+        if not self.launches:
+            return f(self, x, generator)
+        return self.twin.replay(self.affines, self.leaves, key, f, x, generator)
+
+
+def _fused() -> ModuleType:
+    from . import fused  # needs Triton, which torch for CPUs comes without
+
+    return fused
 
 
 def compile(f: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
@@ -387,9 +396,9 @@ def attached(
     """E(· | y) on folded weights that stay functions of the parameters: for chains and losses that gradients flow
     through. The network runs in `dtype` (None: the parameters'), folding and its gradient in the parameters' own;
     `value` is `energy` or its compiled form, and takes `again`."""
-    weights, affines = fold(net), bind(net, y)
+    weights, affines = fold(net), bind(net, y, dtype)
     if dtype is not None:
-        weights, affines = _map(lambda w: _laid_out(w.to(dtype)), weights), _map(lambda a: a.to(dtype), affines)
+        weights = _map(lambda w: _laid_out(w.to(dtype)), weights)
     return lambda x: value(net, weights, affines, x, again)
 
 

@@ -98,8 +98,10 @@ class Conditional(nn.Module):
         return a if self.weight is None or y is None else a + y @ self.weight
 
 
-def conditioned(modules: list[Conditional], y: Float[Tensor, "b d"] | None) -> tuple[Float[Tensor, "n c"], ...]:
-    """a(y) of each of `modules`, which have one start, by a single matrix product."""
+def conditioned(
+    modules: list[Conditional], y: Float[Tensor, "b d"] | None, dtype: torch.dtype | None = None
+) -> tuple[Float[Tensor, "n c"], ...]:
+    """a(y) of each of `modules`, which have one start, by a single matrix product; in `dtype` where one is given."""
     if not modules:
         return ()
     bases: list[Tensor] = [m.base for m in modules]
@@ -107,7 +109,7 @@ def conditioned(modules: list[Conditional], y: Float[Tensor, "b d"] | None) -> t
     weights: list[Tensor] = [m.weight for m in modules if m.weight is not None]
     if weights and y is not None:
         a = a + y @ torch.cat(weights, 1)
-    return a.split([len(base) for base in bases], 1)
+    return a.to(dtype or a.dtype).split([len(base) for base in bases], 1)
 
 
 class ResBlock(nn.Module):

@@ -31,11 +31,11 @@ def step(
     where they were taken. Differentiable wherever gradients are enabled.
     """
     if order == "before":
-        x = x + noise * _randn_like(x, generator)
+        x = torch.add(x, _randn_like(x, generator), alpha=noise)
     e, g = energy_and_grad(E, x, create_graph=torch.is_grad_enabled())
-    x = x - step_size * (g.clamp(-clip, clip) if clip else g)
+    x = torch.sub(x, g.clamp(-clip, clip) if clip else g, alpha=step_size)
     if order == "after":
-        x = x + noise * _randn_like(x, generator)
+        x = torch.add(x, _randn_like(x, generator), alpha=noise)
     return (x if box is None else x.clamp(*box)), e, g
 
 
@@ -48,8 +48,16 @@ def langevin(
 ) -> Kernel:
     """The kernel of `step`. The paper's images: step_size 10, noise 0.005, clip 0.01, box (0, 1)."""
 
+    def move(E: Energy, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        return step(E, x, step_size, noise, clip, box, order, generator)
+
     def kernel(E: Energy, state: State, generator: torch.Generator | None) -> tuple[State, Info]:
-        x, e, g = step(E, state.x, step_size, noise, clip, box, order, generator)
+        # Where E can be launched with all of the step at once (on a GPU), it is.
+        replay = None if torch.is_grad_enabled() else getattr(E, "replay", None)
+        if replay is None:
+            x, e, g = move(E, state.x, generator)
+        else:
+            x, e, g = replay((step_size, noise, clip, box, order), move, state.x, generator)
         return State(x), Info(e=e, g=g)
 
     return kernel

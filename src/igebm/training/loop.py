@@ -28,7 +28,6 @@ from ..forecast import Forecaster, chain_start
 from ..model import Model, build_kernel
 from ..nets.bound import attached, frozen
 from ..nets.fold import Twin
-from ..nets.layers import power_iteration
 from ..nets.trajectory import TrajectoryPredictor
 from ..objectives import OBJECTIVES, kl, posterior, regulariser
 from ..report.plots import by_class, grid, write_png
@@ -178,19 +177,19 @@ def train_step(
     loss = torch.stack([part.loss for part in parts]).sum()
     g = torch.cat([part.g for part in parts if part.g is not None]) if parts[0].g is not None else None  # MPPI: none
 
-    # Update
+    # Update. All up to `told` is asked of a GPU while it is still at the chains
+    state.buffer.write(draw.slots, x_neg, y_neg, device)
     distributed.average_gradients(net)
     numbers = measure(state, e_pos, e_neg, loss, x_neg, g)
     numbers["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, p.sigma_clip)
     metrics = told(numbers)
     guarding.check(state.step + 1, metrics)
     state.optimizer.step()
-    power_iteration(net)
+    state.iterate()
 
     # Average
     ema.update(state.averages, net, p.ema, state.step)
 
-    state.buffer.write(draw.slots, x_neg, y_neg, device)
     state.energies = e_pos, e_neg
     state.slow_gap += 0.01 * (metrics["gap"] - state.slow_gap)
     settings = {"chain_steps": state.chain_steps, "lr": state.optimizer.param_groups[0]["lr"]}

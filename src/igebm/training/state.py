@@ -22,9 +22,11 @@ from ..energy import Energy
 from ..errors import Fault, InputError
 from ..files import what_is, whole
 from ..forecast import Forecaster
+from ..graphs import in_place
 from ..nets.bound import Plain, sampled, updated
 from ..nets.fold import Twin
 from ..nets.image import ImageEnergy
+from ..nets.layers import power_iteration
 from ..nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
 from ..presets import Preset
 from ..runtime import DTYPES, Runtime
@@ -50,6 +52,8 @@ class TrainState:
     """what chains run on"""
     updated: Callable[..., Energy]
     """y -> E(· | y) as a function of the weights too: what the update differentiates"""
+    iterate: Callable[[], None]
+    """a power iteration of the network's spectral norms"""
     averages: ema.Averages
     optimizer: torch.optim.Adam
     buffer: Buffer
@@ -86,6 +90,7 @@ def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: d
         net=net,
         twin=sampled(net, runtime.dtype, runtime.compiled),
         updated=updated(net, runtime.update, runtime.traced and math.prod(shape.item) >= LEAST_COMPILED),
+        iterate=in_place(lambda: power_iteration(net), runtime.device, list(net.buffers())),
         averages=ema.start(net),
         optimizer=optim.adam(net, preset),
         buffer=Buffer(
@@ -265,7 +270,7 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     **{f"counters.{name}": _count for name in _COUNTERS if name != "slow_gap"},
     "counters.slow_gap": lambda v: isinstance(v, float) and math.isfinite(v), "runtime.device": _a(str),
     "runtime.dtype": lambda v: isinstance(v, str) and v in DTYPES,
-    "runtime.compiled": lambda v: isinstance(v, bool) or v in ("graphs", "winograd"),
+    "runtime.compiled": lambda v: isinstance(v, bool) or v in ("fused", "graphs", "winograd"),
     "runtime.update": lambda v: isinstance(v, str) and v in DTYPES,
     "runtime.threads": lambda v: _count(v) and v > 0,
 }  # fmt: skip

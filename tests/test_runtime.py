@@ -90,6 +90,9 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch, tmp_path):
         runtime._threads(-1)
 
 
+real_lack = runtime.lack_of_fused
+
+
 def test_without_a_compiler_a_run_stays_eager_and_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     native._library.cache_clear()
@@ -105,6 +108,23 @@ def test_without_a_compiler_a_run_stays_eager_and_says_so(monkeypatch):
     with pytest.raises(InputError, match="--compile graphs: there is no C compiler here .install gcc.; or leave"):
         runtime._compiled("graphs", gpu, torch.bfloat16)
     native._library.cache_clear()
+
+
+def test_a_gpu_takes_the_fused_kernels_where_they_run(monkeypatch):
+    """On Hopper, in bfloat16, with a C compiler; else graphs of what torch compiles; and a run that was begun with them
+    goes on without them elsewhere."""
+    gpu, missing = torch.device("cuda"), ["its kernels are for Hopper"]
+    monkeypatch.setattr(runtime, "_lacking_compiler", lambda gpu: None)
+    monkeypatch.setattr(runtime, "lack_of_fused", lambda device: missing[0])
+    chosen = lambda asked, dtype=torch.bfloat16, before=None: runtime._compiled(asked, gpu, dtype, before)[0]
+    assert chosen("auto") == "graphs" and chosen("auto", before="fused") == "graphs"
+    with pytest.raises(InputError, match="--compile fused: its kernels are for Hopper; use graphs"):
+        chosen("fused")
+    missing[0] = None
+    assert chosen("auto") == chosen("fused") == chosen("auto", before="fused") == "fused"
+    assert chosen("auto", torch.float32) == "graphs" and chosen("quick") is False
+    assert chosen("auto", before="graphs") == "graphs"
+    assert "are for a GPU" in (real_lack(torch.device("cpu")) or "")
 
 
 def test_c29_a_card_too_old_to_run_anything(monkeypatch):

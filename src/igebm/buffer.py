@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .gpu import sent
 
 
 class Draw(NamedTuple):
@@ -82,13 +83,11 @@ class Buffer:
             slots = (self.cursor + torch.arange(n)) % self.capacity
         else:
             kept, slots, fresh = self._slots(n, fresh, host)
-        here = fresh.to(x_fresh.device)
-        x = torch.where(
-            _over(here, x_fresh), x_fresh, self._decode(self.x[kept.to(self.x.device)], x_fresh.dtype, device)
-        )
+        here, at = sent(fresh, x_fresh.device), sent(kept, self.x.device)
+        x = torch.where(_over(here, x_fresh), x_fresh, self._decode(self.x[at], x_fresh.dtype, device))
         y = y_fresh
         if self.y is not None and y_fresh is not None:
-            y = torch.where(_over(here, y_fresh), y_fresh, self.y[kept.to(self.y.device)])
+            y = torch.where(_over(here, y_fresh), y_fresh, self.y[at])
         return Draw(x, y, slots, here)
 
     def _slots(self, n: int, fresh: Tensor, host: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +108,7 @@ class Buffer:
         """Store chains' ends x (n, *shape) and labels in the slots that `draw` gave."""
         if self.capacity == 0:
             return
-        where = slots.to(self.x.device)
+        where = sent(slots, self.x.device)
         self.x[where] = self._encode(x.detach(), device)
         if self.y is not None and y is not None:
             self.y[where] = y

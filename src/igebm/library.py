@@ -57,8 +57,8 @@ def load(
     """The model of a run folder, a .safetensors file, a bundled name (`igebm models`) or hf:owner/name.
 
     Its chains run on `device` ("cpu", "cuda", "cuda:1"; "auto": a GPU where there is one) in `dtype` (bfloat16 is
-    faster on GPUs and on CPUs with units for it), compiled where that is asked for: on a GPU "fused" is fastest (Hopper
-    and later; "graphs" on others), on a CPU without matrix units "winograd", which wants gcc alone.
+    faster on GPUs and on CPUs with units for it), compiled where that is asked for: on a GPU "fused" is fastest (on
+    Hopper; "graphs" on others), on a CPU without matrix units "winograd", which wants gcc alone.
     Nothing in the file is executed. Raises InputError where there is none, or where it is foreign, damaged or a model
     of something else than images; and for a device or dtype that is not there.
     """

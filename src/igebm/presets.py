@@ -208,7 +208,7 @@ class Machine:
     """of the chains: float32 or bfloat16; their states, the weights and the optimiser's sums are float32 in any case"""
     compile: str = "quick"
     """on: compile the chain's step, for a minute once, which long chains of large models pay back; graphs: launch it as
-    one CUDA graph too; fused: that by kernels of its own, on Hopper and later; winograd: a CPU's 3x3 convolutions with
+    one CUDA graph too; fused: that by kernels of its own, on Hopper; winograd: a CPU's 3x3 convolutions with
     a quarter of the multiplications, by gcc in a second; quick: that where it is faster (not for bfloat16 with AMX),
     else off; auto: as training does"""
     threads: int = 0
@@ -221,7 +221,7 @@ class Trainer(Machine):
 
     compile: str = "auto"
     """on: compile the chain's step and the update, for a minute once; graphs: launch the step as one CUDA graph too;
-    fused: that by kernels of its own, in bfloat16 on Hopper and later; winograd: a CPU's 3x3 convolutions with a
+    fused: that by kernels of its own, in bfloat16 on Hopper; winograd: a CPU's 3x3 convolutions with a
     quarter of the multiplications, by gcc in a second; off; quick: winograd or off. auto: fused or graphs on a GPU, on
     for bfloat16 with AMX, else winograd"""
     update_dtype: str = "auto"

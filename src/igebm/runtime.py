@@ -262,8 +262,8 @@ def lack_of_fused(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "its kernels are for a GPU"
     major, minor = torch.cuda.get_device_capability(device)
-    if major < 9:
-        return f"its kernels want a GPU of capability 9.0 or later, this one has {major}.{minor}"
+    if (major, minor) != (9, 0):
+        return f"its kernels are for Hopper (capability 9.0), this GPU has {major}.{minor}"
     if importlib.util.find_spec("triton") is None or importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
         return "its kernels want Triton 3.4 or later (torch brings it from 2.8 on)"
     return None

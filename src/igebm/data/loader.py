@@ -13,6 +13,7 @@ from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
 from ..errors import InputError
+from ..gpu import sent
 from .images import Images, silent
 
 ON_DEVICE = 2**30  # bytes; larger sets stay where they are and are read a batch at a time
@@ -115,7 +116,7 @@ class Loader:
         self, seen: int, generator: torch.Generator | None = None
     ) -> tuple[Float32[Tensor, "b c h w"], Int64[Tensor, " b"] | Float32[Tensor, "b d"] | None]:
         index = batch_indices(len(self.images.x), self.batch, seen, self.seed, self.rank, self.world)
-        rows = torch.from_numpy(index).to(self.device)
+        rows = sent(torch.from_numpy(index), self.device)
         u8 = self.x[rows] if self.x is not None else self._read(index)
         if self.flip or self.crop:
             u8 = augment(u8, generator, self.flip, self.crop)
@@ -124,9 +125,7 @@ class Loader:
     def _read(self, index: Int64[np.ndarray, " b"]) -> UInt8[Tensor, "b c h w"]:
         rows, places = np.unique(index, return_inverse=True)
         x = _tensor(self.images.x[rows][places])
-        if self.device.type == "cuda":
-            return x.pin_memory().to(self.device, non_blocking=True)
-        return x.to(self.device)
+        return sent(x, self.device)
 
 
 def _tensor(x: UInt8[np.ndarray, "n h w c"]) -> UInt8[Tensor, "n c h w"]:

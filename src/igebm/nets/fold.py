@@ -7,8 +7,10 @@ The algebra is differentiable (`fold`, `bind`, `energy`), so that training can t
 in the sampling dtype, refreshed in place, on which chains run.
 """
 
+# pyright: reportPrivateImportUsage=false
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..energy import Energy, energy_and_grad
-from ..graphs import Recorded, in_place
+from ..gpu import Recorded, in_place
 from ..runtime import Compiled, lack_of_fused
 from . import winograd
 from .image import ImageEnergy, Tower, encode
@@ -264,12 +266,12 @@ class Twin:
         with torch.no_grad():
             self.weights: Weights = _map(self._stored, fold(net, self._conv3x3))
         device = next(net.parameters()).device
-        self._launches = compiled in ("graphs", "fused") and device.type == "cuda"
+        self.launches = compiled in ("graphs", "fused") and device.type == "cuda"
         self._traces = compile(self._traced, self._eager) if compiled in (True, "graphs", "fused") else self._eager
         self._recorded: dict[tuple, Recorded] = {}
         self._fused = _fused() if compiled == "fused" and lack_of_fused(device) is None else None
         self._packed: Any = None
-        self._refreshed = in_place(self._refresh, device) if self._launches else self._refresh
+        self._refreshed = in_place(self._refresh, device) if self.launches else self._refresh
 
     def refresh(self) -> None:
         """Take over the network's weights as they are now."""
@@ -284,8 +286,7 @@ class Twin:
 
     def given(self, y: Tensor | None = None) -> "Given":
         """E(· | y): labels (B,) or latents (B, condition) bound, their gains worked out once."""
-        with torch.no_grad():
-            return Given(self, bind(self.net, y, self.dtype))
+        return Given(self, y)
 
     def over(self, x: Tensor) -> Energy:
         """E(x | ·) at a fixed x (B, ...) or (1, ...), as a function of labels (B,) or of latents y (B, condition),
@@ -303,15 +304,26 @@ class Twin:
             return self._fused.value_and_grad(self.net, self._packed, affines, x)
         return self._traces(self.weights, affines, x)
 
-    def replay(self, affines: Affines, leaves: list[Tensor], key: Any, f: Callable, x: Tensor, generator: Any) -> Any:
-        """f(E, x, generator) with E under `affines`: one CUDA graph for each key and shape."""
-        key = (key, x.shape, x.dtype, affines[0][0].bias1.shape, generator is None)
+    def replay(self, E: "Given", key: Any, f: Callable, x: Tensor, generator: torch.Generator | None) -> Any:
+        """f(E, x, generator) as one CUDA graph, for each `key` and shape; gains and biases are worked out by another
+        where E is not the one that it was launched for before."""
+        y = E.y
+        key = (key, x.shape, x.dtype, None if y is None else (y.shape, y.dtype), generator is None)
         if key not in self._recorded:
             if len(self._recorded) == MOST_GRAPHS:
                 del self._recorded[next(iter(self._recorded))]
-            inner = Given(self, _map(torch.Tensor.clone, affines), launches=False)
-            self._recorded[key] = Recorded(lambda x, g: f(inner, x, g), inner.leaves, x, generator)
-        return self._recorded[key](leaves, x, generator)
+            mine = Given(self, None if y is None else y.clone(), launches=False)
+            leaves = list(_leaves(mine.affines))
+            again = lambda: torch._foreach_copy_(leaves, list(_leaves(bind(self.net, mine.y, self.dtype))))
+            bound = in_place(torch.no_grad()(again), x.device)
+
+            def to(E: Given) -> None:
+                if mine.y is not None and E.y is not None:
+                    mine.y.copy_(E.y)
+                bound()
+
+            self._recorded[key] = Recorded(lambda x, g: f(mine, x, g), to, x, generator)
+        return self._recorded[key](E, x, generator)
 
     def _eager(self, weights: Weights, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
         return energy_and_grad(lambda x: energy(self.net, weights, affines, x), x)
@@ -339,9 +351,16 @@ class Given:
     """E(· | y) on a twin: an energy that works out its value and gradient in one, and a step on it as one launch where
     the twin's steps are CUDA graphs."""
 
-    def __init__(self, twin: Twin, affines: Affines, launches: bool | None = None):
-        self.twin, self.affines, self.leaves = twin, affines, list(_leaves(affines))
-        self.launches = twin._launches if launches is None else launches
+    def __init__(self, twin: Twin, y: Tensor | None, launches: bool | None = None):
+        self.twin, self.y = twin, y
+        self.launches = twin.launches if launches is None else launches
+        if not self.launches:
+            _ = self.affines
+
+    @cached_property
+    def affines(self) -> Affines:
+        with torch.no_grad():
+            return bind(self.twin.net, self.y, self.twin.dtype)
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -351,16 +370,14 @@ class Given:
 
     def value_and_grad(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c h w"]]:
         if self.launches:
-            return self.replay("gradient", lambda E, x, _: E.value_and_grad(x), x, None)
+            return self.replay("gradient", lambda E, x, _: E.value_and_grad(x), x, None)  # type: ignore[return-value]
         return self.twin.value_and_grad(self.affines, x)
 
     def replay(
         self, key: Any, f: Callable[..., tuple[Tensor, ...]], x: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:
         """f(E, x, generator): all of a chain's step at once. `key` tells this f from others."""
-        if not self.launches:
-            return f(self, x, generator)
-        return self.twin.replay(self.affines, self.leaves, key, f, x, generator)
+        return self.twin.replay(self, key, f, x, generator) if self.launches else f(self, x, generator)
 
 
 def _fused() -> ModuleType:

@@ -39,6 +39,7 @@ from .guard import Divergence, Guard
 from .state import (
     MODEL,
     PREVIOUS,
+    Drawn,
     TrainState,
     averaged_model,
     generators,
@@ -156,14 +157,16 @@ def train_step(
     """One iteration of Algorithm 1: `state` moves on by one step, or, where Stopped or Divergence is raised, keeps
     its weights."""
     p, net = state.preset, state.net
-    host, device = generators(state)
 
     # Draw: data, and chains from the buffer
-    x_pos, y_pos = loader(state.seen, device)
+    drawn, state.drawn = state.drawn, None
+    if drawn is None or drawn.step != state.step:
+        drawn = draw(state, loader, state.step, state.seen)
+    _, x_pos, y_pos, chains, device, dropout = drawn
+    torch.manual_seed(dropout)
     if isinstance(net, TrajectoryPredictor):
         return regression_step(state, net, x_pos, y_pos, guarding)
-    y_pos = y_pos if net.condition else None
-    draw = draw_chains(state, x_pos, y_pos, host, device)
+    assert chains is not None
 
     # Sample, and gradients: all at once, or in parts that memory has room for
     for group in state.optimizer.param_groups:
@@ -171,14 +174,16 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     rows = torch.arange(len(x_pos), device=x_pos.device).chunk(p.accumulate)
     of = lambda y, i: None if y is None else y[i]
-    parts = [part_step(state, x_pos[i], of(y_pos, i), draw.x[i], of(draw.y, i), len(x_pos), device, stop) for i in rows]
+    starts = [(x_pos[i], of(y_pos, i), chains.x[i], of(chains.y, i)) for i in rows]
+    parts = [part_step(state, *start, len(x_pos), device, stop) for start in starts]
     x_neg, e_pos, e_neg = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_neg", "e_pos", "e_neg"))
-    y_neg = None if draw.y is None else torch.cat([part.y_neg for part in parts if part.y_neg is not None])
+    y_neg = None if chains.y is None else torch.cat([part.y_neg for part in parts if part.y_neg is not None])
     loss = torch.stack([part.loss for part in parts]).sum()
     g = torch.cat([part.g for part in parts if part.g is not None]) if parts[0].g is not None else None  # MPPI: none
 
-    # Update. All up to `told` is asked of a GPU while it is still at the chains
-    state.buffer.write(draw.slots, x_neg, y_neg, device)
+    # Update. What stands before `told` is asked of a GPU while it is still at the chains, the next draw with it
+    state.buffer.write(chains.slots, x_neg, y_neg, device)
+    state.drawn = draw(state, loader, state.step + 1, state.seen + len(x_pos) * ranks.size())
     distributed.average_gradients(net)
     numbers = measure(state, e_pos, e_neg, loss, x_neg, g)
     numbers["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, p.sigma_clip)
@@ -275,6 +280,17 @@ def gradient_norm(net: nn.Module) -> Tensor:
     return nn.utils.get_total_norm([q.grad for q in net.parameters() if q.grad is not None])
 
 
+def draw(state: TrainState, loader: Loader | Windows, step: int, seen: int) -> Drawn:
+    """What the iteration after `step` starts from, after so many data `seen`: it depends on these, the seed and the
+    buffer alone."""
+    host, device, dropout = generators(state, step)
+    x, y = loader(seen, device)
+    if isinstance(state.net, TrajectoryPredictor):
+        return Drawn(step, x, y, None, device, dropout)
+    y = y if state.net.condition else None
+    return Drawn(step, x, y, draw_chains(state, x, y, host, device), device, dropout)
+
+
 def draw_chains(
     state: TrainState, x_pos: Tensor, y_pos: Tensor | None, host: torch.Generator, device: torch.Generator
 ) -> Draw:
@@ -286,11 +302,11 @@ def draw_chains(
     else:
         noise = torch.rand(x_pos.shape, generator=device, device=x_pos.device)
     restart = p.restart if len(state.buffer) == p.buffer_size else max(p.restart, p.buffer_fill)
-    draw = state.buffer.draw(noise, y_pos, restart, host, device)
+    chains = state.buffer.draw(noise, y_pos, restart, host, device)
     if p.buffer_augment:
-        fresh = draw.fresh.reshape(-1, 1, 1, 1)
-        draw = draw._replace(x=torch.where(fresh, draw.x, augmented(draw.x, device)))
-    return draw._replace(y=y_pos) if p.buffer_labels == "batch" else draw
+        fresh = chains.fresh.reshape(-1, 1, 1, 1)
+        chains = chains._replace(x=torch.where(fresh, chains.x, augmented(chains.x, device)))
+    return chains._replace(y=y_pos) if p.buffer_labels == "batch" else chains
 
 
 def sample(

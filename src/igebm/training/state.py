@@ -9,20 +9,20 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import model, presets, ranks
-from ..buffer import Buffer
+from ..buffer import Buffer, Draw
 from ..data.images import shown
 from ..energy import Energy
 from ..errors import Fault, InputError
 from ..files import what_is, whole
 from ..forecast import Forecaster
-from ..graphs import in_place
+from ..gpu import in_place
 from ..nets.bound import Plain, sampled, updated
 from ..nets.fold import Twin
 from ..nets.image import ImageEnergy
@@ -38,6 +38,18 @@ CHECKPOINT, PREVIOUS, MODEL = "checkpoint.pt", "checkpoint.previous.pt", "model.
 
 LEAST_COMPILED = 3 * 16 * 16
 """numbers in an image from which on a compiled update repays, in a run of thousands, the half minute that it costs"""
+
+
+class Drawn(NamedTuple):
+    """What iteration `step` + 1 starts from: data, chains (none for a predictor), the random stream that goes on from
+    there, and the seed of torch's own."""
+
+    step: int
+    x: Tensor
+    y: Tensor | None
+    chains: Draw | None
+    device: torch.Generator
+    dropout: int
 
 
 @dataclass
@@ -70,6 +82,8 @@ class TrainState:
     """the energy gap averaged over about 100 steps"""
     energies: tuple[torch.Tensor, torch.Tensor] | None = None
     """of the last iteration's data and samples, each (B,)"""
+    drawn: Drawn | None = None
+    """the next iteration's start, where it was made ready"""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -106,16 +120,16 @@ def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: d
     )
 
 
-def generators(state: TrainState) -> tuple[torch.Generator, torch.Generator]:
-    """The random streams of the next iteration, for the host and the device.
+def generators(state: TrainState, step: int) -> tuple[torch.Generator, torch.Generator, int]:
+    """The random streams of the iteration after `step`, for the host and the device, and the seed of torch's global
+    one, which dropout draws from.
 
     They depend on the seed, the rollbacks and the step alone, so a resumed run draws what an uninterrupted one draws
-    and no generator's state needs saving. torch's global stream, which dropout draws from, is set as well.
+    and no generator's state needs saving.
     """
-    key = [state.preset.seed, state.rollbacks, state.step] + ([ranks.rank()] if ranks.size() > 1 else [])
+    key = [state.preset.seed, state.rollbacks, step] + ([ranks.rank()] if ranks.size() > 1 else [])
     host, device, dropout = (int(s) for s in np.random.SeedSequence(key).generate_state(3, np.uint64) >> np.uint64(1))
-    torch.manual_seed(dropout)
-    return torch.Generator().manual_seed(host), torch.Generator(state.device).manual_seed(device)
+    return torch.Generator().manual_seed(host), torch.Generator(state.device).manual_seed(device), dropout
 
 
 # Checkpoints
@@ -295,6 +309,7 @@ def restore(state: TrainState, saved: dict[str, Any], path: Path) -> None:
     state.buffer.load_state_dict(distributed.shared(saved["buffer"]))
     for name in _COUNTERS:
         setattr(state, name, saved["counters"].get(name, 0))
+    state.drawn = None
 
 
 def _strange_moments(optimizer: torch.optim.Adam, saved: dict[Any, dict[str, Tensor]]) -> str:

@@ -1,16 +1,20 @@
-"""CUDA graphs: what is asked of a GPU again and again, recorded once and then launched as one piece.
+"""What keeps a GPU at work: CUDA graphs, and copies that do not wait.
 
-A hundred small kernels take a GPU less time than a processor needs to ask for them one by one. What is recorded reads
-and writes the same memory each time: storage that is used in place (weights), and inputs that are copied to it.
+A hundred small kernels take a GPU less time than a processor needs to ask for them one by one. What is asked again and
+again is recorded once and then launched as one piece: it reads and writes the same memory each time, storage that is
+used in place (weights) and inputs that are copied to it.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def _captured(f: Callable[[], object], device: torch.device, generator: torch.Generator | None = None):
+def _captured(
+    f: Callable[[], Any], device: torch.device, generator: torch.Generator | None = None
+) -> tuple[torch.cuda.CUDAGraph, Any]:
     """A graph of f(), and what f returned while it was recorded: where the graph puts its results."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
@@ -30,26 +34,26 @@ def _captured(f: Callable[[], object], device: torch.device, generator: torch.Ge
 class Recorded:
     """f(x, generator) -> tensors, for one shape of x, as one graph.
 
-    `fixed` is what f reads beside x: where a call's own differ they are copied there first. Random numbers are those
-    that f would have drawn from the generator of the call, which goes on as if it had.
+    What f reads beside x lies where it was recorded; `bind(key)` puts there what a call with another key wants. Random
+    numbers are those that f would have drawn from the generator of the call, which goes on as if it had.
     """
 
     def __init__(
         self,
         f: Callable[[Tensor, torch.Generator | None], tuple[Tensor, ...]],
-        fixed: list[Tensor],
+        bind: Callable[[Any], None],
         x: Tensor,
         generator: torch.Generator | None,
     ):
-        self.fixed, self.bound, self.x = fixed, None, x.clone()
+        self.bind, self.bound, self.x = bind, None, x.clone()
         self.generator = None if generator is None else torch.Generator(x.device)
         self.graph, self.results = _captured(lambda: f(self.x, self.generator), x.device, self.generator)
 
-    def __call__(self, fixed: list[Tensor], x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+    def __call__(self, key: Any, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         self.x.copy_(x)
-        if self.bound is not fixed:  # a chain keeps its labels for all its steps
-            torch._foreach_copy_(self.fixed, fixed)
-            self.bound = fixed
+        if self.bound is not key:  # a chain keeps its labels for all its steps
+            self.bind(key)
+            self.bound = key
         if self.generator is not None and generator is not None:
             if self.generator.initial_seed() != generator.initial_seed():
                 self.generator.manual_seed(generator.initial_seed())
@@ -77,3 +81,10 @@ def in_place(f: Callable[[], None], device: torch.device, changed: Sequence[Tens
         graph.replay()
 
     return again
+
+
+def sent(t: Tensor, device: torch.device | str) -> Tensor:
+    """A CPU's `t` on `device`, after what a GPU was asked for before, but without waiting for it."""
+    if torch.device(device).type != "cuda":
+        return t.to(device)
+    return t.pin_memory().to(device, non_blocking=True)

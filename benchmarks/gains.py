@@ -32,7 +32,7 @@ from igebm.samplers import run
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-STEPS = 2
+STEPS = 20 if torch.cuda.is_available() else 2  # a GPU works off what it is asked for while more is asked
 
 
 def x_alone(net: reference.Figure14a, x: Tensor, y: Tensor) -> Callable[[], object]:
@@ -72,10 +72,18 @@ def rungs(runtime: Runtime, width: int, batch: int) -> dict[str, Callable[[], ob
     }
     if runtime.dtype is torch.bfloat16:
         found["bfloat16"] = twin(torch.bfloat16)
-    name = {True: "compiled", "graphs": "compiled, as a CUDA graph", "winograd": "Winograd convolutions"}
-    if runtime.compiled:
-        found[name[runtime.compiled]] = twin(runtime.dtype, runtime.compiled)
-    others = [True] if runtime.device.type == "cuda" else [True] if native.fault() else [True, "winograd"]
+    name = {
+        True: "compiled",
+        "graphs": "a step as one CUDA graph",
+        "fused": "fused kernels",
+        "winograd": "Winograd convolutions",
+    }
+    gpu = runtime.device.type == "cuda"
+    before = [way for way in (True, "graphs") if gpu and way != runtime.compiled]
+    for way in [*before, runtime.compiled]:
+        if way:
+            found[name[way]] = twin(runtime.dtype, way)
+    others = [] if gpu else [True] if native.fault() else [True, "winograd"]
     for dtype in {torch.float32, runtime.dtype}:
         for way in others:
             if (dtype, way) != (runtime.dtype, runtime.compiled):
@@ -93,16 +101,17 @@ def errors(runtime: Runtime, width: int, batch: int = 8) -> list[dict[str, objec
         for q in net.parameters():
             q.add_(0.02 * torch.randn_like(q))
     exact, exact_g = energy_and_grad(Twin(net, torch.float64).given(y), x.double())
-    ways = [False] if runtime.device.type == "cuda" or native.fault() else [False, "winograd"]
-    found = []
+    gpu, found = runtime.device.type == "cuda", []
     for dtype in dict.fromkeys((torch.float32, runtime.dtype)):
-        for way in ways:
+        fast = runtime.compiled == "fused" and dtype is torch.bfloat16 if gpu else not native.fault()
+        for way in [False, "fused" if gpu else "winograd"][: 1 + fast]:
             e, g = energy_and_grad(Twin(net, dtype, way).given(y), x)
             off = {
                 "energy": (e - exact).abs().max() / exact.abs().max(),
                 "gradient": (g - exact_g).norm() / exact_g.norm(),
             }
             name = {"dtype": str(dtype).removeprefix("torch."), "winograd": way == "winograd", "width": width}
+            name |= {"fused": True} if way == "fused" else {}
             found.append(name | {k: float(v) for k, v in off.items()})
     return found
 
@@ -175,7 +184,8 @@ def main() -> None:
     asked = parser.parse_args()
     runtime, before, rows = probe(), os.getloadavg(), []
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    for ax, (width, batch) in zip(axes, ((128, 32), (64, 32)), strict=True):
+    batch = 128 if runtime.device.type == "cuda" else 32
+    for ax, width in zip(axes, (128, 64), strict=True):
         work = rungs(runtime, width, batch)
         for f in work.values():
             f()  # compile
@@ -198,7 +208,8 @@ def main() -> None:
             ax.spines[side].set_visible(False)
     result = {"machine": circumstances(runtime, f"python benchmarks/gains.py --name {asked.name}"), "rows": rows}
     result["relative errors"] = errors(runtime, 128)
-    result["share of a step that is the chain's own"] = {f"width {w}": own_work(runtime, w, 32) for w in (128, 64)}
+    if runtime.device.type == "cpu":
+        result["share of a step that is the chain's own"] = {f"width {w}": own_work(runtime, w, 32) for w in (128, 64)}
     result["ten classes of 32 images, seconds"] = {f"width {width}": labels(runtime, width, 32) for width in (128, 64)}
     if runtime.device.type == "cpu" and torch.backends.mkldnn.is_available():
         result["weights packed for oneDNN, seconds of a forward pass"] = packed(128, 32)

@@ -337,8 +337,8 @@ def test_nan_is_stopped_or_rolled_back_as_chosen(where, choice, tmp_path, monkey
     states.save_checkpoint(tmp_path, state, RUNTIME)
     planted = []
 
-    def at_step_4() -> bool:
-        if state.step == 4 and not planted:
+    def at_step_4(step: int | None = None) -> bool:
+        if (state.step if step is None else step) == 4 and not planted:
             planted.append(True)
             return True
         return False
@@ -361,7 +361,7 @@ def test_nan_is_stopped_or_rolled_back_as_chosen(where, choice, tmp_path, monkey
 
         def poisoned(self, seen, generator=None):
             pixels, labels = plain(self, seen, generator)
-            return (pixels * math.nan if at_step_4() else pixels), labels
+            return (pixels * math.nan if at_step_4(seen // self.batch) else pixels), labels  # drawn an iteration ahead
 
         monkeypatch.setattr(Loader, "__call__", poisoned)
     watcher = Watcher(stop=stop)

@@ -284,7 +284,8 @@ def test_models_of_latents_take_values():
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"dtype": "float8"}, "unknown dtype 'float8'"),
         ({"compiled": "graphs"}, "CUDA graphs need a GPU"),
-        ({"compiled": "quick"}, "compiled='quick': give False, True, 'graphs' or 'winograd'"),
+        ({"compiled": "fused"}, "CUDA graphs need a GPU"),
+        ({"compiled": "quick"}, "compiled='quick': give False, True, 'fused', 'graphs' or 'winograd'"),
         ({"device": "cuda:99"}, "--device cuda:99: th"),
     ],
 )

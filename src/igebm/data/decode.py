@@ -21,7 +21,7 @@ from .images import check_options, square, with_channels
 IN_MEMORY = 2**30  # bytes; larger sets go to a file that is memory-mapped
 AT_ONCE = 512  # pictures decoded before the first is stored
 GREY = ("1", "L", "LA", "La")
-MOST_PIXELS = 64_000_000  # of a picture, which takes 8 bytes each while it is decoded
+MOST_PIXELS = 50_000_000  # of a picture, which takes 8 bytes each while it is decoded
 STRIP = 2**18  # pixels that are made over at a time
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 # Pillow looks at a file's content, not at its name, and knows kinds that run programs (EPS) or other machinery.

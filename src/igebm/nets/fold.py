@@ -301,7 +301,8 @@ class Twin:
             if self._packed is None:
                 self._packed = _map(torch.Tensor.contiguous, self._fused.pack(self.weights))
                 self._refreshed = in_place(self._refresh, x.device)  # of these too
-            return self._fused.value_and_grad(self.net, self._packed, affines, x)
+            with torch.cuda.device(x.device):
+                return self._fused.value_and_grad(self.net, self._packed, affines, x)
         return self._traces(self.weights, affines, x)
 
     def replay(self, E: "Given", key: Any, f: Callable, x: Tensor, generator: torch.Generator | None) -> Any:

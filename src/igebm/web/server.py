@@ -13,6 +13,7 @@ from getpass import getpass
 
 from .. import hub, pretrained, terminal
 from ..arguments import Serve
+from ..data.decode import MOST_PIXELS
 from ..errors import InputError
 from ..inputs import open_model
 from ..model import Model
@@ -41,10 +42,10 @@ def serve(asked: Serve) -> None:
             models[m.name] = m
         from PIL import Image
 
-        from . import page, work
+        from . import page
 
         # What gradio itself opens on the way, with its own reader, it refuses from twice this on.
-        Image.MAX_IMAGE_PIXELS = work.MOST_PIXELS // 2
+        Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         login = (asked.user, password) if password else None
         address = page.launch(page.Served(models, asked.data_dir), asked.host, port, login, MOST_BYTES)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import terms
 from ..data import Images, quantise
-from ..data.decode import Picture, decode, opened
+from ..data.decode import MOST_PIXELS, Picture, decode, opened
 from ..data.latents import on_circle, spread
 from ..energy import Energy
 from ..errors import Fault, InputError, unknown
@@ -28,8 +28,6 @@ from ..samplers import Kernel, State, masked, run
 from ..terms import Term
 
 MOST_STEPS, MOST_IMAGES, MOST_TERMS = 5_000, 64, 8
-MOST_PIXELS = 50_000_000
-"""of a picture that somebody hands over; decoded it takes some hundred megabytes"""
 FORWARDS = 16_000
 """images times conditions that the histogram of a training set may cost"""
 

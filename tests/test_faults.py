@@ -425,6 +425,7 @@ def test_a_chain_that_explodes_stops_the_run():
     with pytest.raises(Divergence, match="diverged at step 1: the chain's gradient is not finite"):
         train_step(state, Loader(x, 8), Guard(10.0))
     assert all(torch.equal(a, b) for a, b in zip(before, state.net.parameters(), strict=True)) and state.step == 0
+    assert all(moments["step"] == 0 for moments in state.optimizer.state.values())
 
 
 def test_a_run_that_really_explodes_says_what_to_lower_and_goes_on_when_it_is_lowered(tmp_path, capsys):

@@ -114,24 +114,20 @@ def value_and_grad(net: ImageEnergy, w: Weights, affines: Any, x: Tensor) -> tup
     B, C, H, W = x.shape
     KP, width = w.stem.shape
     h = x.new_empty((B, H, W, width), dtype=w.stem.dtype)
-    pooled = x.new_empty((B, H // 2, W // 2, width), dtype=w.stem.dtype) if blocks[0][0].down else None
-    pixels, BM = B * H * W, max(64, 2 * W)
+    pixels, BM = B * H * W, 64
     kernels.stem[(cdiv(pixels, BM),)](
-        x, w.stem, w.stem_bias, h, pooled, pixels, H, W, C, width, KP, w.stem_bias is not None, pooled is not None, BM
+        x, w.stem, w.stem_bias, h, pixels, H, W, C, width, KP, w.stem_bias is not None, BM
     )
 
     kept = []
     for block, b, a in blocks:
         h1 = _convolved(h, b.conv1.forth, SAME, gain=a.gain1, bias=a.bias1)
-        if b.skip is not None:
-            skip, add = ((_pooled(h) if pooled is None else pooled) if block.down else h) @ b.skip.T, SKIP
-        elif pooled is not None:
-            skip, add = pooled, SKIP
-        else:
+        if b.skip is None:
             skip, add = h, SKIP_POOLED if block.down else SKIP
+        else:
+            skip, add = (_pooled(h) if block.down else h) @ b.skip.T, SKIP
         kept.append((h, h1))
         h = _convolved(h1, b.conv2.forth, DOWN if block.down else SAME, gain=a.gain2, bias=a.bias2, skip=skip, add=add)
-        pooled = None  # of the stem alone
 
     # From here on gz is the gradient where a block's last ReLU begins, and t what its second convolution's adjoint
     # takes: gz times the gain.

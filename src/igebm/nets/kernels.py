@@ -97,12 +97,12 @@ def conv(
 
 @triton.jit
 def stem(
-    x, w, bias, out, pooled, n_pixels,
+    x, w, bias, out, n_pixels,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, CO: tl.constexpr, KP: tl.constexpr, BIAS: tl.constexpr,
-    POOL: tl.constexpr, BM: tl.constexpr,
+    BM: tl.constexpr,
 ):  # fmt: skip
     """leaky(conv3x3(x) + bias) of a planar image (B, C, H, W), channels innermost after it; w is (KP, CO), row
-    9 c + 3 ky + kx. BM is whole pairs of rows; their 2x2 means are written as well where the first block asks."""
+    9 c + 3 ky + kx."""
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n, k = tl.arange(0, CO), tl.arange(0, KP)
     h = (m % (H * W) // W)[:, None] + (k // 3 % 3)[None, :] - 1
@@ -115,10 +115,6 @@ def stem(
         z += tl.load(bias + n)[None, :]
     z = tl.where(z > 0, z, SLOPE * z)
     tl.store(out + m[:, None] * CO + n[None, :], z.to(out.dtype.element_ty), (m < n_pixels)[:, None])
-    if POOL:
-        z = tl.sum(tl.sum(z.reshape(BM // (2 * W), 2, W // 2, 2, CO), 3), 1).reshape(BM // 4, CO) * 0.25
-        m = tl.program_id(0) * (BM // 4) + tl.arange(0, BM // 4)
-        tl.store(pooled + m[:, None] * CO + n[None, :], z.to(out.dtype.element_ty), (4 * m < n_pixels)[:, None])
 
 
 @triton.jit

@@ -154,8 +154,8 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
 def train_step(
     state: TrainState, loader: Loader | Windows, guarding: Guard, stop: Callable[[], bool] = lambda: False
 ) -> Metrics:
-    """One iteration of Algorithm 1: `state` moves on by one step, or, where Stopped or Divergence is raised, keeps
-    its weights."""
+    """One iteration of Algorithm 1: `state` moves on by one step. Where Stopped is raised it is as before; where
+    Divergence is, a checkpoint is to be restored (numbers that are not finite leave the weights where they are)."""
     p, net = state.preset, state.net
 
     # Draw: data, and chains from the buffer
@@ -172,7 +172,8 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = optim.warmed_up(p.lr, state.step + 1, p.warmup)
     state.optimizer.zero_grad(set_to_none=True)
-    rows = torch.arange(len(x_pos), device=x_pos.device).chunk(p.accumulate)
+    size = -(-len(x_pos) // p.accumulate)
+    rows = [slice(k, k + size) for k in range(0, len(x_pos), size)]
     of = lambda y, i: None if y is None else y[i]
     starts = [(x_pos[i], of(y_pos, i), chains.x[i], of(chains.y, i)) for i in rows]
     parts = [part_step(state, *start, len(x_pos), device, stop) for start in starts]
@@ -181,20 +182,21 @@ def train_step(
     loss = torch.stack([part.loss for part in parts]).sum()
     g = torch.cat([part.g for part in parts if part.g is not None]) if parts[0].g is not None else None  # MPPI: none
 
-    # Update. What stands before `told` is asked of a GPU while it is still at the chains, the next draw with it
-    state.buffer.write(chains.slots, x_neg, y_neg, device)
-    state.drawn = draw(state, loader, state.step + 1, state.seen + len(x_pos) * ranks.size())
+    # Update
     distributed.average_gradients(net)
     numbers = measure(state, e_pos, e_neg, loss, x_neg, g)
-    numbers["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, p.sigma_clip)
-    metrics = told(numbers)
-    guarding.check(state.step + 1, metrics)
-    state.optimizer.step()
+    numbers["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, p.sigma_clip, taken=state.step)
+    optim.step(state.optimizer, torch.stack([v.float() for v in numbers.values()]).isfinite().all())
     state.iterate()
 
     # Average
     ema.update(state.averages, net, p.ema, state.step)
 
+    # What stands before `told` is asked of a GPU while it is still at the chains: the next iteration's draw with it
+    state.buffer.write(chains.slots, x_neg, y_neg, device)
+    state.drawn = draw(state, loader, state.step + 1, state.seen + len(x_pos) * ranks.size())
+    metrics = told(numbers)
+    guarding.check(state.step + 1, metrics)
     state.energies = e_pos, e_neg
     state.slow_gap += 0.01 * (metrics["gap"] - state.slow_gap)
     settings = {"chain_steps": state.chain_steps, "lr": state.optimizer.param_groups[0]["lr"]}

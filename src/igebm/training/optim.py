@@ -21,7 +21,9 @@ CACHED = 1 << 17
 
 
 @torch.no_grad()
-def clip_to_sigmas(optimizer: torch.optim.Adam, variant: str = "paper", sigmas: float = 3.0) -> Tensor:
+def clip_to_sigmas(
+    optimizer: torch.optim.Adam, variant: str = "paper", sigmas: float = 3.0, taken: int | None = None
+) -> Tensor:
     """g ← clip(g, ±b), entry by entry, with v the previous step's second moment (in place; call before
     `optimizer.step`)
 
@@ -30,13 +32,18 @@ def clip_to_sigmas(optimizer: torch.optim.Adam, variant: str = "paper", sigmas: 
     "release":  b = 3 √(v_{t-1} / (1 - β₂^t)) + 0.1, from the first step on.
     "none":     no bound.
 
+    `taken` is t - 1 where all parameters have taken as many steps; None: as the optimiser's state says, which a GPU
+    keeps and is waited for.
     Returns the share of entries that were clipped, a scalar tensor.
     """
     moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if variant == "none" or not moved:
         return torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
     states = [optimizer.state.get(p, {}) for p in moved]
-    c = _corrections([state.get("step", 0.0) for state in states], optimizer.param_groups[0]["betas"][1], variant)
+    t = [float(state["step"]) if state else 0.0 for state in states] if taken is None else [float(taken)] * len(moved)
+    beta2 = optimizer.param_groups[0]["betas"][1]
+    # What v is divided by; anything where no step was taken yet.
+    c = [1 - beta2 ** (n + 1 if variant == "release" else max(n, 1.0)) for n in t]
     v = [state["exp_avg_sq"] if state else torch.zeros_like(p) for p, state in zip(moved, states, strict=True)]
     held = list(zip([p.grad for p in moved], v, c, strict=True))
     # As one vector: many small tensors would cost a dozen calls each. On a CPU large ones go part by part instead.
@@ -55,16 +62,6 @@ def clip_to_sigmas(optimizer: torch.optim.Adam, variant: str = "paper", sigmas: 
     return torch.stack(clipped).sum() / sum(grad.numel() for grad, _, _ in held)
 
 
-def _corrections(steps: list[Tensor | float], beta2: float, variant: str) -> list[float] | list[Tensor]:
-    """What each v_{t-1} is divided by: 1 - β₂^(t-1), or in the released code 1 - β₂^t; anything where no step was taken
-    yet. Counts that a GPU keeps stay there: to read them would be to wait for it."""
-    if any(isinstance(t, Tensor) and t.is_cuda for t in steps):
-        where = next(t.device for t in steps if isinstance(t, Tensor))
-        taken = torch.stack([torch.as_tensor(t, device=where) for t in steps]).double()
-        return list((1 - beta2 ** (taken + 1 if variant == "release" else taken.clamp(min=1))).unbind())
-    return [1 - beta2 ** (float(t) + 1 if variant == "release" else max(float(t), 1.0)) for t in steps]
-
-
 def _clip(g: Tensor, v: Tensor, variant: str, sigmas: float) -> Tensor:
     """g ← clip(g, ±b), in place; the number of entries that were clipped. Without masks, which a CPU is slow at."""
     b = v.sqrt_().mul_(sigmas)
@@ -73,6 +70,13 @@ def _clip(g: Tensor, v: Tensor, variant: str, sigmas: float) -> Tensor:
     clipped = (g - bounded).sign_().abs_().sum()
     g.copy_(bounded)
     return clipped
+
+
+def step(optimizer: torch.optim.Adam, sound: Tensor) -> None:
+    """Adam's step, where `sound` (a bool, on the device) is true: to look at it here would be to wait for a GPU. Says
+    so the way that torch's scaler of gradients does."""
+    optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 def warmed_up(lr: float, step: int, warmup: int) -> float:

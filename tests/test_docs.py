@@ -350,14 +350,14 @@ def test_numbers_on_cifar10_are_those_of_the_files():
     ]
 
 
-@pytest.mark.parametrize("name", ["avx512-bf16", "avx2", "amx", "h200"])
+@pytest.mark.parametrize("name", ["avx512-bf16", "avx2", "amx", "h100"])
 def test_speeds_are_those_of_the_files(name):
     """README's tables of `igebm bench`: each row's numbers, as rounded there, are one row of the file that is linked
     before it; and the shares outside the work."""
     found = json.loads((HERE / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
     page = (HERE / "README.md").read_text(encoding="utf-8")
     rows = page[page.index(f"(benchmarks/results/{name}.json)") :].split("\n\n")[1].splitlines()[2:]
-    assert len(rows) == (4 if name == "h200" else 8)
+    assert len(rows) == (4 if name == "h100" else 8)
     for row in rows:
         what, *cells = (cell.strip() for cell in row.strip("|").split("|"))
         shown = [number for cell in cells for number in re.findall(r"[0-9][0-9.,]*", cell)]
@@ -409,6 +409,26 @@ def test_gains_are_those_of_the_files(name):
     packed = found["weights packed for oneDNN, seconds of a forward pass"]
     share = float(re.search(r"saves at most ([0-9.]+) % of a forward pass", page).group(1))
     assert 100 * (1 - packed["once"] / packed["each call"]) <= share + 0.05
+
+
+def test_what_a_gpus_step_consists_of_is_that_of_the_files():
+    page = " ".join((HERE / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    results = HERE / "benchmarks" / "results"
+    for row in json.loads((results / "gains-h100.json").read_text())["relative errors"]:
+        if row["dtype"] == "bfloat16":
+            head = "bfloat16, fused kernels" if row.get("fused") else "bfloat16, cuDNN"
+            assert f"| {head} | {row['energy']:.0e} | {row['gradient']:.0e} |" in page
+    bench = json.loads((results / "h100.json").read_text())
+    before = bench["where_a_step_goes"]["before_fused_kernels"]
+    forward, backward, stem, between, rest = [v for v in before.values() if isinstance(v, int)]
+    total, convolutions = (forward + backward + stem + between + rest) / 1e3, (forward + backward) / 1e3
+    assert f"of {total:.2f} ms" in page and f"convolutions take {convolutions:.2f}, at" in page
+    assert f"{between / 1e3:.2f} go into passes" in page and f"and {stem / 1e3:.2f} into one convolution" in page
+    flop = 128 * next(r["flop_per_image"] for r in bench["rows"] if r["width"] == 128)
+    assert f"at {flop / (convolutions * 1e-3) / bench['rate_flop_per_s']['bfloat16']:.1f} of the rate" in page
+    tiles = json.loads((results / "h100-tiles.json").read_text())["rows"]
+    large = [r["chosen"]["share"] for r in tiles if r["image"][0] == 32]
+    assert f"{min(large):.2f} to {max(large):.2f} of the matrix rate and" in page
 
 
 def test_numbers_on_concepts_are_those_of_the_files():

@@ -248,6 +248,40 @@ def test_infer_gives_the_energy_under_every_class(tmp_path):
     expected = [m.energy(x, np.array([k])).item() for k in range(10)]
     assert list(about["energies"].values()) == pytest.approx(expected, abs=1e-6)
     assert about["least"] == str(int(np.argmin(expected)))
+    first, second = np.sort(expected)[:2]
+    assert about["next"] == str(expected.index(second)) and about["lead"] == pytest.approx(second - first, abs=1e-6)
+
+
+def test_what_lies_there_from_before_is_kept(tmp_path, monkeypatch):
+    """Without --out, one composition and one inference after the other each get a folder of their own."""
+    from PIL import Image
+
+    from igebm import data
+
+    Image.fromarray(data.load("digits", "test").x[0, ..., 0]).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["compose", "digits=3", "--n", "1", "--steps", "1", "--dtype", "float32"]) == 0
+        assert main(["infer", "digits", "a.png", "--dtype", "float32"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "composed", "composed-2", "inferred"}
+    assert {path.name for path in (tmp_path / "inferred").iterdir()} == {"a", "a-2"}
+
+
+def test_energies_name_the_files_of_a_folder(tmp_path, capsys):
+    """In the order of names, class folders before them; one that cannot be read is left out and moves no name."""
+    from PIL import Image
+
+    for k, name in enumerate(("b/2.png", "a/1.png", "b/9.png")):
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 80 * k).save(tmp_path / "x" / name)
+    (tmp_path / "x" / "b" / "3.png").write_bytes(b"no picture")
+    words = ["digits", str(tmp_path / "x"), "--skip-bad", "--dtype", "float32"]
+    assert main(["energy", *words]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == "index,file,label,energy"
+    assert [row.split(",")[:3] for row in rows] == [["0", "a/1.png", "a"], ["1", "b/2.png", "b"], ["2", "b/9.png", "b"]]
+    assert main(["energy", *words, "--json"]) == 0
+    assert [row["file"] for row in json.loads(capsys.readouterr().out)["energies"]] == ["a/1.png", "b/2.png", "b/9.png"]
 
 
 def test_angles_are_averaged_on_the_circle():

@@ -184,8 +184,8 @@ def test_c31_every_name_can_be_shown_and_used(locale, tmp_path):
     told, results = done.stderr.decode(errors="replace"), done.stdout.decode(errors="replace")
     assert quiet(told) and [line for line in results.splitlines() if line.startswith("exit")] == ["exit 0"] * 5, told
     assert "\x1b" not in results + told
-    rows = [line.split(",") for line in results.split("index,label,energy")[1].splitlines()[1:5]]
-    assert all(abs(float(e)) < 1e6 for _, _, e in rows)
+    rows = [line.split(",") for line in results.split("index,file,label,energy")[1].splitlines()[1:5]]
+    assert all(abs(float(e)) < 1e6 for _, _, _, e in rows)
     log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3] and all(isinstance(line["lr"], float) for line in log)
     assert main(["train", "--resume", str(out), "--steps", "4"]) == 0  # under another locale than it began with

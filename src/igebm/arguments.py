@@ -210,7 +210,7 @@ class Compose:
     """of the chain; default: the first model's"""
     seed: int = 0
     out: Path | None = None
-    """folder; default: composed"""
+    """folder; default: the next free composed"""
     batch: int = 128
     """chains at a time"""
 
@@ -235,7 +235,7 @@ class Infer:
     """standard deviation of a step's noise (released: 0.03)"""
     seed: int = 0
     out: Path | None = None
-    """folder; default: inferred/IMAGE"""
+    """folder; default: the next free inferred/IMAGE"""
     json: bool = False
     """infer.json to stdout, instead of its numbers as text"""
 

@@ -14,12 +14,11 @@ from . import __version__, data, forecast, model, terminal
 from .arguments import ConceptsOf, DataCheck, EnergyOf, Evaluate, RolloutOf, Sample
 from .data import Images
 from .errors import Fault, InputError, within
-from .files import what_is, writable_file, writable_folder, write_array, write_json, write_text
+from .files import free_folder, what_is, writable_file, writable_folder, write_array, write_json, write_text
 from .inputs import labels_for, load_split, matches, open_model
 from .model import Model
 from .report.plots import by_class, grid, write_png
 from .runtime import probe
-from .training.run import free_folder
 from .training.state import read_checkpoint
 
 MOST = 10_000_000
@@ -137,7 +136,7 @@ def energy(asked: EnergyOf) -> None:
         write_text(asked.out, as_csv(e, images))
     where = "at its label" if labels is not None else "minimum over labels" if m.conditional else "unconditional"
     if asked.json or asked.out is None:
-        rows = [{"index": i, "label": label_text(images, i), "energy": float(value)} for i, value in enumerate(e)]
+        rows = [row | {"energy": float(value)} for row, value in zip(named(images), e, strict=True)]
         about = {"model": str(asked.model), "data": images.name, "at": where, "energies": rows}
         about |= {"mean": float(e.mean()), "standard_deviation": float(e.std())}
         terminal.result(about, asked.json, lambda: as_csv(e, images).removesuffix("\n"))
@@ -147,10 +146,16 @@ def energy(asked: EnergyOf) -> None:
 def as_csv(e: np.ndarray, images: Images) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["index", "label", "energy"])
-    for i, value in enumerate(e):
-        rows.writerow([i, label_text(images, i), f"{value:.6g}"])
+    rows.writerow(["index", *(["file"] if images.files else []), "label", "energy"])
+    for row, value in zip(named(images), e, strict=True):
+        rows.writerow([*row.values(), f"{value:.6g}"])
     return text.getvalue()
+
+
+def named(images: Images) -> list[dict[str, int | str]]:
+    """What says which image it is: its number, its file where it has one, its label."""
+    file = lambda i: {"file": images.files[i]} if images.files else {}
+    return [{"index": i} | file(i) | {"label": label_text(images, i)} for i in range(len(images.x))]
 
 
 def label_text(images: Images, i: int) -> str:

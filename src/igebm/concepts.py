@@ -16,7 +16,7 @@ from .data import quantise
 from .data.decode import Picture, decode
 from .data.latents import Latent, drawn, on_circle
 from .errors import Fault, InputError
-from .files import what_is, writable_folder, write_array, write_json
+from .files import free_folder, what_is, writable_folder, write_array, write_json
 from .inputs import open_model
 from .model import Model, batches, build_kernel
 from .report import figures
@@ -40,7 +40,7 @@ def compose(asked: Compose) -> Path:
     said = {name: getattr(asked, name) for name in ("step_size", "noise", "clip") if getattr(asked, name) is not None}
     kernel = build_kernel(replace(first.preset, **said))
     steps = first.preset.sample_steps if asked.steps is None else asked.steps
-    out = writable_folder(asked.out or Path("composed"))
+    out = writable_folder(asked.out or free_folder(Path("composed")))
     found = np.empty((asked.n, first.shape.height, first.shape.width, first.shape.channels), np.uint8)
     ends: list[list[float]] = []
     with terminal.bar("composing") as screen:
@@ -108,7 +108,7 @@ def infer(asked: Infer) -> None:
     if not m.conditional:
         raise InputError(f"{m.name} is unconditional: there is nothing to infer; take one with classes or latents")
     picture = read_picture(asked.image, m)
-    out = writable_folder(asked.out or Path("inferred") / asked.image.stem)
+    out = writable_folder(asked.out or free_folder(Path("inferred") / asked.image.stem))
     numbers = classes_of(m, picture, out) if m.shape.classes else latents_of(m, picture, asked, out)
     about = {"model": asked.model, "image": str(asked.image), "seed": asked.seed} | numbers
     seconds = round(time.perf_counter() - start, 1)
@@ -139,7 +139,9 @@ def classes_of(m: Model, picture: np.ndarray, out: Path) -> dict:
     axes[0, 0].invert_yaxis()
     axes[0, 0].set(xlabel="E(x | y) - the least", title=f"least: {m.shape.classes[int(e.argmin())]}")
     figures.save(figure, out, "infer")
-    return {"least": m.shape.classes[int(e.argmin())], "energies": dict(zip(m.shape.classes, e.tolist(), strict=True))}
+    least, *others = np.argsort(e).tolist()
+    lead = {"next": m.shape.classes[others[0]], "lead": float(e[others[0]] - e[least])} if others else {}
+    return {"least": m.shape.classes[least]} | lead | {"energies": dict(zip(m.shape.classes, e.tolist(), strict=True))}
 
 
 def latents_of(m: Model, picture: np.ndarray, asked: Infer, out: Path) -> dict:

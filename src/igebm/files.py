@@ -95,6 +95,15 @@ def writable_file(path: Path) -> Path:
     return path
 
 
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of wanted-2, wanted-3, ... that is not there."""
+    folder, n = wanted, 1
+    while what_is(folder) != "nothing":
+        n += 1
+        folder = wanted.with_name(f"{wanted.name}-{n}")
+    return folder
+
+
 def writable_folder(path: Path, hint: str = "choose another with --out") -> Path:
     """`path` as a folder that exists and takes files. Raises InputError otherwise, before any work is done."""
     try:

@@ -20,7 +20,7 @@ from .data.named import NAMED
 from .errors import InputError
 from .evaluation.settings import EXPERIMENTS
 from .evaluation.work import folder_of
-from .files import what_is, writable_folder, write_json, write_text
+from .files import free_folder, what_is, writable_folder, write_json, write_text
 from .files import whole as write_whole
 from .inputs import open_model
 from .report.found import at, read_json
@@ -28,7 +28,6 @@ from .report.plots import by_class, grid, write_png
 from .report.tables import measure
 from .shapes import SeriesShape, Shape
 from .shapes import from_dict as shape_from_dict
-from .training.run import free_folder
 
 RESULTS = (*EXPERIMENTS, "rollout", "concepts")
 SMALL = ("README.md", "preset.json", "samples.png", *(f"evaluation/{name}.json" for name in RESULTS))

@@ -63,13 +63,14 @@ def load_folder(
     files = listing.files[wanted]
     pictures = [Picture(shown(path.relative_to(root)), partial(Path, path)) for path, _ in files]
     x, kept = _pixels(root, files, pictures, image_size, channels, skip_bad, say, data_dir)
+    names = tuple(pictures[i].name for i in kept)
     if not listing.classes:
-        return Images(where, x, None, ())
+        return Images(where, x, None, (), files=names)
     number = {name: k for k, name in enumerate(listing.classes)}
     y = np.array([number.get(files[i][1], -1) for i in kept], dtype=np.int64)
     if (y < 0).any():
         say(f"{where}: {np.count_nonzero(y < 0)} images lie beside the class folders and are taken as unlabelled")
-    return Images(where, x, y, tuple(shown(name) for name in listing.classes))
+    return Images(where, x, y, tuple(shown(name) for name in listing.classes), files=names)
 
 
 def list_folder(root: Path) -> Listing:

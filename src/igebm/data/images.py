@@ -27,6 +27,7 @@ class Images(NamedTuple):
     y: np.ndarray | None  # int64 labels 0..len(classes)-1, -1 = unlabelled; or float32 latents (N, d); None: neither
     classes: tuple[str, ...]  # () without labels
     latents: tuple[Latent, ...] = ()  # what the columns of y are, where it holds latents
+    files: tuple[str, ...] = ()  # where each image of a folder comes from, below that folder; () for other sets
 
 
 class MissingSplit(InputError):

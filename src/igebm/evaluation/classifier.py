@@ -123,7 +123,7 @@ def labelled(images: Images) -> Images:
     known = images.y >= 0
     if not known.any():
         raise InputError(f"none of the {len(known)} images of {images.name} has a label")
-    return images if known.all() else images._replace(x=images.x[known], y=images.y[known])
+    return images if known.all() else images._replace(x=images.x[known], y=images.y[known], files=())
 
 
 def probabilities(

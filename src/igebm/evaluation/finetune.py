@@ -188,7 +188,8 @@ def shuffled(images: Images, seed: int) -> Images:
 
 
 def taken(images: Images, index: np.ndarray) -> Images:
-    return images._replace(x=np.asarray(images.x[index]), y=None if images.y is None else images.y[index])
+    y = None if images.y is None else images.y[index]
+    return images._replace(x=np.asarray(images.x[index]), y=y, files=())
 
 
 def wanted_steps(options: Finetune, n: int) -> tuple[int, float]:

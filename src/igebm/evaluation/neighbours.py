@@ -49,7 +49,7 @@ def run(work: Work, options: Neighbours) -> dict[str, Any]:
     chosen = np.arange(len(train.x))
     if 0 < options.train < len(chosen):
         chosen = np.sort(np.random.default_rng(work.asked.seed).permutation(len(chosen))[: options.train])
-        train = train._replace(x=train.x[chosen], y=None if train.y is None else train.y[chosen])
+        train = train._replace(x=train.x[chosen], y=None if train.y is None else train.y[chosen], files=())
     if options.k > len(train.x):
         raise InputError(f"--k {options.k}: {train.name} has {len(train.x)} training images")
     tests = test_images(work, options.tests)

@@ -54,7 +54,8 @@ class Work:
         if not most:
             return images
         order = np.random.default_rng(self.asked.seed).permutation(len(images.x))[:most]
-        return images._replace(x=np.asarray(images.x[order]), y=None if images.y is None else images.y[order])
+        y = None if images.y is None else images.y[order]
+        return images._replace(x=np.asarray(images.x[order]), y=y, files=())
 
     def generator(self, *key: int) -> torch.Generator:
         """Random numbers of the part `key` of this experiment: the same whichever process does the part."""

@@ -24,7 +24,7 @@ from ..data.series import Series, Windows, statistics
 from ..data.sources import load_series
 from ..diagnostics import temperature
 from ..errors import InputError
-from ..files import located, what_is, writable_folder, write_json
+from ..files import free_folder, located, what_is, writable_folder, write_json
 from ..limits import affordable
 from ..presets import Preset, Trainer
 from ..report.found import read_json
@@ -379,15 +379,6 @@ def new_folder(wanted: Path) -> Path:
             return folder
         except FileExistsError:
             continue  # made by another process since
-
-
-def free_folder(wanted: Path) -> Path:
-    """`wanted`, or the first of wanted-2, wanted-3, ... that is not there."""
-    folder, n = wanted, 1
-    while what_is(folder) != "nothing":
-        n += 1
-        folder = wanted.with_name(f"{wanted.name}-{n}")
-    return folder
 
 
 def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:

@@ -376,7 +376,7 @@ def test_c01_every_command_sees_the_same_pictures(run_folder, tmp_path, capsys):
     assert "5 images, fewer than the batch of 8" in told and "passed over 6 files" in told
     assert model.load(tmp_path / "r").shape.classes == ("cat", "dog")
     assert main(["energy", str(tmp_path / "r"), root]) == 0
-    assert [line.split(",")[1] for line in capsys.readouterr().out.splitlines()[1:]] == ["cat"] * 3 + ["dog"] * 2
+    assert [line.split(",")[2] for line in capsys.readouterr().out.splitlines()[1:]] == ["cat"] * 3 + ["dog"] * 2
 
 
 @pytest.mark.parametrize("command", ["train", "energy", "data check"])

@@ -290,6 +290,18 @@ def test_the_time_left_is_told_from_what_was_done_since_the_start(monkeypatch, c
     assert told[2] == "work 1050/2000, 2 s each, 1:40 gone, 31:40 left"
 
 
+def test_a_table_fits_the_terminal():
+    """The widest column goes on below itself, by whole words; numbers stay in their column; a file or a pipe gets a
+    row in one line, and so does a terminal too narrow for words."""
+    note = "three short lines of text are what is left here, see results/a-file.json"
+    rows = [{"model": "digits", "note": note, "n": 1}, {"model": "b", "note": "short", "n": 22}]
+    lines = terminal.table(rows, width=40).splitlines()
+    assert max(map(len, lines)) <= 40 and lines[0].split() == ["model", "note", "n"]
+    assert lines[1].split()[0] == "digits" and lines[1].endswith("  1") and lines[-1].split() == ["b", "short", "22"]
+    assert " ".join(line[8:36].strip() for line in lines[1:-1]) == note
+    assert len(terminal.table(rows).splitlines()) == len(terminal.table(rows, width=30).splitlines()) == 3
+
+
 def test_rows_within_plain_data_are_a_table():
     told = {"rows": [{"seed": 0, "share": 0.5}, {"seed": 10, "share": 0.25}], "tags": ["a", "b"], "none": []}
     assert terminal.pretty(told) == [

@@ -3,9 +3,9 @@ the command line answers at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from . import presets
 from .baselines import settings as baselines
@@ -13,6 +13,11 @@ from .evaluation.settings import Common, Concepts, Rollout
 from .presets import Machine, Preset, Trainer
 
 Options = TypeVar("Options")
+
+
+def some(what: str) -> Any:
+    """How one or more of these are shown in the help."""
+    return arg(metavar=f"{what} [{what} ...]", help_behavior_hint="(at least one)")
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Train:
 
     settings: OmitArgPrefixes[Preset]
     machine: OmitArgPrefixes[Trainer]
-    preset: Positional[str] = presets.DEFAULT
+    preset: Annotated[Positional[str], arg(metavar="PRESET")] = presets.DEFAULT
     """a name of `igebm presets`"""
     out: Path | None = None
     """run folder; default: the next free runs/PRESET"""
@@ -48,7 +53,7 @@ class Sample:
     """Draw samples from a model: samples.png, samples.npy (uint8, N x H x W x C), labels.npy, sample.json."""
 
     machine: OmitArgPrefixes[Machine]
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
     n: int = 64
     """how many"""
@@ -74,9 +79,9 @@ class EnergyOf:
     """The energy of each image of a data set (lower: more like the training data), as CSV or .npy."""
 
     machine: OmitArgPrefixes[Machine]
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
-    data: Positional[str]
+    data: Annotated[Positional[str], arg(metavar="DATA")]
     """a data set's name, hf:owner/name, a folder of images, or an .npz"""
     out: Path | None = None
     """a .csv or .npy file; default: CSV to stdout"""
@@ -107,7 +112,7 @@ class Models:
     """The models that come with the package; with a NAME, its card: data, command, machine, what it can and cannot
     do."""
 
-    name: Positional[str | None] = None
+    name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
     json: bool = False
     """as JSON"""
 
@@ -126,7 +131,7 @@ class DataList:
 class DataCheck:
     """Read a data set as training would and say what is in it."""
 
-    data: Positional[str]
+    data: Annotated[Positional[str], arg(metavar="DATA")]
     """a data set's name, hf:owner/name, a folder of images, or an .npz"""
     image_size: int = 0
     """resize to this many pixels; 0: as the data are"""
@@ -147,7 +152,7 @@ class Evaluate(Generic[Options]):
     options: OmitArgPrefixes[Options]
     common: OmitArgPrefixes[Common]
     machine: OmitArgPrefixes[Machine]
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
 
 
@@ -156,7 +161,7 @@ class RolloutOf:
     """Rollouts of one or several models of time series beside each other: rollout.json, rollout.png, rollout.gif."""
 
     options: OmitArgPrefixes[Rollout]
-    models: Positional[tuple[str, ...]]
+    models: Annotated[Positional[tuple[str, ...]], some("MODEL")]
     """run folders, .safetensors files or names of `igebm models`; models of one preset count as its seeds"""
     out: Path | None = None
     """folder; default: evaluation in the run folder, or evaluation/MODEL, of the first model"""
@@ -175,7 +180,7 @@ class ConceptsOf:
 
     options: OmitArgPrefixes[Concepts]
     machine: OmitArgPrefixes[Machine]
-    models: Positional[tuple[str, ...]]
+    models: Annotated[Positional[tuple[str, ...]], some("MODEL")]
     """run folders, .safetensors files or names of `igebm models`, such as dsprites-scale dsprites-position"""
     out: Path | None = None
     """folder; default: evaluation/concepts"""
@@ -196,7 +201,7 @@ class Compose:
     """
 
     machine: OmitArgPrefixes[Machine]
-    terms: Positional[tuple[str, ...]]
+    terms: Annotated[Positional[tuple[str, ...]], some("TERM")]
     """the terms; those with or: form one factor, a mixture, those with not: push away"""
     mode: Literal["product", "cyclic"] = "product"
     """chains on the sum of the energies; cyclic: one step on each in turn (released code)"""
@@ -220,9 +225,9 @@ class Infer:
     """The condition of an image (section 6): chains over a model's latents, or the energies under its classes."""
 
     machine: OmitArgPrefixes[Machine]
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """conditional on latents or classes: a run folder, a .safetensors file, a bundled model, or hf:owner/name"""
-    image: Positional[Path]
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
     """a picture, brought to the model's size"""
     n: int = 256
     """chains, from starts all over the latents' ranges"""
@@ -248,7 +253,7 @@ class Serve:
     """
 
     machine: OmitArgPrefixes[Machine]
-    models: Positional[tuple[str, ...]] = ()
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="[MODEL ...]")] = ()
     """run folders, .safetensors files, names of `igebm models`, or hf:owner/name; default: all bundled models"""
     host: str = "127.0.0.1"
     """where to listen; any other than this machine alone needs a password: $IGEBM_PASSWORD, or asked for"""
@@ -264,7 +269,7 @@ class Serve:
 class Report:
     """One HTML page on a run and its evaluations, whole in itself: curves, samples, figures, numbers, settings."""
 
-    folder: Positional[Path]
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """a run folder, or the evaluation folder of a model that has none (evaluation/MODEL)"""
     out: Path | None = None
     """the page; default: report.html in the folder"""
@@ -274,7 +279,7 @@ class Report:
 class Watch:
     """A run's numbers in the terminal, with small curves, kept up to date while it trains (Ctrl-C ends it)."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
     """a run folder"""
     every: float = 5.0
     """seconds between two looks"""
@@ -288,7 +293,7 @@ class Watch:
 class Compare:
     """Several runs beside each other: a table of their last numbers, the settings that differ, curves."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[Positional[tuple[Path, ...]], some("RUN")]
     """run folders"""
     out: Path = Path("compared")
     """folder for compare.json, compare.png and compare.pdf"""
@@ -305,7 +310,7 @@ class BaselineOf:
     """
 
     settings: OmitArgPrefixes[baselines.Settings]
-    kind: Positional[str] = ""
+    kind: Annotated[Positional[str], arg(metavar="KIND")] = ""
     """glow (needs pip install 'igebm[baselines]') or pixelcnn"""
     out: Path | None = None
     """run folder; default: the next free runs/KIND-DATA"""
@@ -332,9 +337,9 @@ class Push:
     """
 
     machine: OmitArgPrefixes[Machine]
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
-    to: Positional[str]
+    to: Annotated[Positional[str], arg(metavar="TO")]
     """owner/name on the hub (by HF_TOKEN, or hf auth login), or a folder: DIR/"""
     licence: str = "mit"
     """of the weights, as the hub names it: mit, apache-2.0, cc-by-4.0, ..."""
@@ -353,7 +358,7 @@ class Pull:
     Safetensors, JSON, the card and its picture are fetched and read; whatever else is there is left there.
     """
 
-    source: Positional[str]
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """owner/name or owner/name@revision on the hub, or a folder that igebm push has written"""
     out: Path | None = None
     """folder; default: the next free models/NAME"""
@@ -366,7 +371,7 @@ class Convert:
     Its energies stay what they are. The file, a pickle, is read by torch's restricted reader, which runs nothing of it.
     """
 
-    file: Positional[Path]
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
     """a .pt file: the port's state dict, alone or in a dict beside other things"""
     out: Path
     """folder for model.safetensors and preset.json"""

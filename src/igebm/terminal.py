@@ -5,10 +5,13 @@ because nobody can be told of it: where stderr cannot be written to (a reader th
 """
 
 import io
+import itertools
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,14 +188,31 @@ def clock(seconds: float) -> str:
     return f"{h}:{rest // 60:02d}:{rest % 60:02d}" if h else f"{rest // 60}:{rest % 60:02d}"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as plain text columns, headed by their keys."""
+def table(rows: list[dict[str, Any]], width: int | None = None) -> str:
+    """Rows as plain text columns, headed by their keys. What is wider than `width` (by default a terminal's, where the
+    result goes to one) has its widest column in lines below each other."""
     if not rows:
         return ""
     heads = list(rows[0])
     cells = [heads] + [[str(row.get(h, "")) for h in heads] for row in rows]
     widths = [max(len(r[i]) for r in cells) for i in range(len(heads))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in cells)
+    width = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 0)
+    widest = widths.index(max(widths))
+    room = width - sum(widths) - 2 * (len(widths) - 1) + widths[widest]
+    if LEGIBLE <= room < widths[widest]:
+        widths[widest] = room
+    lines = []
+    for row in cells:
+        parts = [
+            textwrap.wrap(c, w, break_on_hyphens=False) if len(c) > w else [c] for c, w in zip(row, widths, strict=True)
+        ]
+        for line in itertools.zip_longest(*parts, fillvalue=""):
+            lines.append("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+    return "\n".join(lines)
+
+
+LEGIBLE = 24
+"""letters that a column of text has at least; where a terminal has less room the lines are left to it"""
 
 
 def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:

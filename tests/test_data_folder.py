@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from igebm.benchmarks.speed import RESET, peak_growth
-from igebm.data import MissingSplit, load
+from igebm.data import MissingSplit, check, load
 from igebm.data import decode as decoding
 from igebm.data.decode import Picture, converted, decode, decode_all
 from igebm.errors import InputError
@@ -306,3 +306,22 @@ def test_decoded_pixels_are_reused(tmp_path, monkeypatch):
     os.utime(root / "00.png", (1, 1))
     load(str(root), skip_bad=True, data_dir=tmp_path / "d")
     assert len(list((tmp_path / "d/folders").glob("*.kept.npy"))) == 2
+
+
+def test_what_is_done_to_pictures_is_said(tmp_path):
+    """Three of five oblong and cut, two of five transparent; nothing of it where there is nothing to say. And pictures
+    of 12 bits in 16, which are read as dark ones, are warned of: 4095 of 65535 is 16 of 255."""
+    for k, size in enumerate([(8, 8), (8, 12), (12, 8), (16, 16), (9, 8)]):
+        Image.new("RGBA" if k < 2 else "RGB", size, (9, k, 200)).save(tmp_path / f"{k}.png")
+    said: list[str] = []
+    load(str(tmp_path), image_size=8, say=said.append)
+    assert [line.split(": ", 1)[1] for line in said] == [
+        "not square, cut to the middle: 3 of 5 images",
+        "transparent, laid over white: 2 of 5 images",
+    ]
+    (plain := tmp_path / "plain").mkdir()
+    for k in range(3):
+        Image.fromarray(np.full((8, 8), 4095 - 50 * k, np.uint16)).save(plain / f"{k}.png")
+    said.clear()
+    assert load(str(plain), say=said.append).x.max() == 16 and not said
+    assert any("no pixel exceeds 16 of 255" in line for line in check(str(plain))["warnings"])

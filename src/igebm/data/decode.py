@@ -38,6 +38,7 @@ class Picture(NamedTuple):
 class Head(NamedTuple):
     size: tuple[int, int]  # width, height as it is meant to be looked at
     grey: bool
+    transparent: bool
 
 
 def decode(picture: Picture, image_size: int | None, channels: int) -> np.ndarray:
@@ -54,7 +55,7 @@ def converted(image: Image.Image, image_size: int | None, channels: int) -> np.n
         image = ImageOps.exif_transpose(image)
     if mode == "I;16":
         image = _in_strips(image, "L", _eight_bits)
-    elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    elif _transparent(image):
         image = _in_strips(image, "RGB", _over_white)
     else:
         depth = "L" if mode in GREY else "RGB"
@@ -63,6 +64,10 @@ def converted(image: Image.Image, image_size: int | None, channels: int) -> np.n
         image = square(image, image_size)
     x = np.asarray(image)
     return with_channels(x[..., None] if x.ndim == 2 else x, channels)
+
+
+def _transparent(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
 def _in_strips(image: Image.Image, mode: str, f: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -114,6 +119,11 @@ def decode_all(
         depth = channels or (1 if all(head.grey for head in read) else 3)
         if not image_size:
             _one_size((head.size for head in read), where)
+        oblong = sum(head.size[0] != head.size[1] for head in read) if image_size else 0
+        clear = sum(head.transparent for head in read)
+        for count, what in ((oblong, "not square, cut to the middle"), (clear, "transparent, laid over white")):
+            if count:
+                say(f"{where}: {what}: {count} of {len(pictures)} images")
         w, h = (image_size, image_size) if image_size else (read[0].size if read else (0, 0))
         rows = _rows(pictures, good, image_size, (h, w, depth), pool, bad)
 
@@ -156,7 +166,7 @@ def _head(picture: Picture) -> Head | str:
             w, h = _bounded(image).size
             # For a PNG without EXIF in front Pillow would decode all of it to look behind the pixels.
             turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return Head((h, w) if turned else (w, h), _mode(image) in (*GREY, "I;16"))
+            return Head((h, w) if turned else (w, h), _mode(image) in (*GREY, "I;16"), _transparent(image))
     except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
         return _reason(error)
 

@@ -11,6 +11,7 @@ from .images import CHUNK, Images, MissingSplit, silent
 from .sources import load
 
 USUAL_BATCH = 64
+DARK = 65  # of 255: 14 bits stored in 16 reach 64, 12 bits 16
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
 
 
@@ -122,4 +123,9 @@ def _warnings(row: dict[str, Any]) -> list[str]:
         lines.append(f"{row['duplicates']:.1%} of the images repeat an earlier one")
     if row["range"][1] <= 1:
         lines.append("no pixel exceeds 1 of 255: the images are black; were they meant to be floats in [0, 1]?")
+    elif row["range"][1] < DARK:
+        lines.append(
+            f"no pixel exceeds {row['range'][1]} of 255: the images are dark (as 12 bits stored in 16 are: all 16 are "
+            "taken to be used)"
+        )
     return lines

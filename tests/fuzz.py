@@ -27,9 +27,10 @@ import torch
 from PIL import Image
 
 from igebm import data, model, presets
-from igebm.benchmarks.speed import RESET, release_memory, resident
+from igebm.benchmarks.speed import RESET, resident
 from igebm.data.decode import MOST_PIXELS
 from igebm.errors import Fault, InputError
+from igebm.limits import release_memory
 from igebm.runtime import probe
 from igebm.shapes import Shape, from_dict
 from igebm.training import state as states

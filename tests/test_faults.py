@@ -25,10 +25,11 @@ import torch
 from test_training import CPU, RUNTIME, TINY, assert_same, contents, dataset, fresh, images  # noqa: F401
 
 from igebm import files, model, native, presets
-from igebm.benchmarks.speed import RESET, release_memory, resident
+from igebm.benchmarks.speed import RESET, resident
 from igebm.cli import main
 from igebm.data import Images, Loader
 from igebm.errors import Fault, InputError
+from igebm.limits import release_memory
 from igebm.model import Shape
 from igebm.training import state as states
 from igebm.training.guard import Divergence, Guard

@@ -1,6 +1,8 @@
 """What the surroundings allow: the memory there is, and numbers in environment variables, which anybody may set."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 from .errors import InputError
@@ -16,6 +18,13 @@ def memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
         return min(had, float(limit.read_text()))
     except (OSError, ValueError):  # no such file, or the word "max"
         return had
+
+
+def release_memory() -> None:
+    """Give back what is freed already. glibc keeps some of it in each thread that ever asked for any, which after large
+    pictures is hundreds of megabytes."""
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 def affordable(needed: int | float, what: str) -> None:

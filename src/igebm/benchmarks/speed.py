@@ -5,7 +5,6 @@ alike. The limit is the rate of a large matrix product in the sampling dtype; th
 operations (the reference would need about twice as many for the same energies).
 """
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from .. import presets
 from ..circumstances import circumstances, cpu_name
 from ..data import Images, Loader
 from ..errors import Fault
+from ..limits import release_memory
 from ..model import Shape, build_image_net, build_kernel
 from ..nets.fold import Twin
 from ..presets import Trainer
@@ -258,11 +258,6 @@ def peak_growth(work: Callable[[], Any]) -> float:
     before = resident("VmRSS")
     work()
     return (resident("VmHWM") - before) / 1024
-
-
-def release_memory() -> None:
-    """Give back what is freed already, which glibc keeps, so that growth would be hidden in it."""
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 def resident(field: str) -> float:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from ..errors import InputError
 from ..files import whole
+from ..limits import release_memory
 from .images import check_options, square, with_channels
 
 IN_MEMORY = 2**30  # bytes; larger sets go to a file that is memory-mapped
@@ -107,6 +108,21 @@ def decode_all(
     `spill()` names and memory-mapped. Raises InputError listing the damaged files (with `skip_bad` they are left out
     and said), or the sizes where they differ and no `image_size` makes them one.
     """
+    try:
+        return _decode_all(pictures, where, image_size, channels, skip_bad, say, spill)
+    finally:
+        release_memory()
+
+
+def _decode_all(
+    pictures: Sequence[Picture],
+    where: str,
+    image_size: int | None,
+    channels: int | None,
+    skip_bad: bool,
+    say: Callable[[str], None],
+    spill: Callable[[], Path],
+) -> tuple[np.ndarray, np.ndarray]:
     check_options(image_size, channels)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         # Pillow warns of odd metadata; where pixels are missing it raises as well.

@@ -428,7 +428,7 @@ def test_what_a_gpus_step_consists_of_is_that_of_the_files():
     assert f"at {flop / (convolutions * 1e-3) / bench['rate_flop_per_s']['bfloat16']:.1f} of the rate" in page
     tiles = json.loads((results / "h100-tiles.json").read_text())["rows"]
     large = [r["chosen"]["share"] for r in tiles if r["image"][0] == 32]
-    assert f"{min(large):.2f} to {max(large):.2f} of the matrix rate and" in page
+    assert f"{min(large):.2f} to {max(large):.2f} of the matrix rate (each" in page
 
 
 def test_numbers_on_concepts_are_those_of_the_files():

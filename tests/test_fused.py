@@ -42,6 +42,7 @@ def test_on_a_gpu_they_are_as_exact_as_cudnn_and_launch_as_graphs():
 @pytest.mark.parametrize(
     "settings, size",
     [
+        ({"dropout": 0.1}, (8, 8)),
         ({"modulation": "release"}, (8, 8)),
         ({"activation": "swish"}, (8, 8)),
         ({"scales": 2}, (8, 8)),
@@ -55,7 +56,19 @@ def test_on_a_gpu_they_are_as_exact_as_cudnn_and_launch_as_graphs():
 def test_what_they_are_not_written_for_is_left_to_others(settings, size):
     from igebm.nets import fused
 
-    plain = ImageEnergy(3, 64, [(1, True), (1, False)], 3)
-    assert fused.suits(plain, torch.bfloat16, (8, 8))
-    assert not fused.suits(ImageEnergy(3, 64, [(1, True), (1, False)], 3, **settings), torch.bfloat16, size)
-    assert not fused.suits(ImageEnergy(3, 48, [(1, True), (1, False)], 3), torch.bfloat16, (8, 8))
+    blocks = [(1, True), (1, False)]
+    assert not fused.suits(ImageEnergy(3, 64, blocks, 3, **settings), torch.bfloat16, (2, 3, *size))
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_what_they_have_no_room_for_is_left_to_others():
+    """Widths that no tile divides, channels beyond the stem's, float32, and more numbers than 32 bits count: 2^15 x
+    2^10 x 2^6 are 2^31."""
+    from igebm.nets import fused
+
+    suits = lambda net, dtype=torch.bfloat16, shape=(2, 3, 8, 8): fused.suits(net, dtype, shape)
+    net = lambda channels, width: ImageEnergy(channels, width, [(1, True), (1, False)], 3)
+    plain = net(3, 64)
+    assert suits(plain) and not suits(plain, torch.float32)
+    assert not suits(net(3, 48)) and not suits(net(3, 192)) and not suits(net(8, 64))
+    assert suits(plain, shape=(2**15 - 1, 3, 32, 32)) and not suits(plain, shape=(2**15, 3, 32, 32))

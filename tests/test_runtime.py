@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -90,9 +91,6 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch, tmp_path):
         runtime._threads(-1)
 
 
-real_lack = runtime.lack_of_fused
-
-
 def test_without_a_compiler_a_run_stays_eager_and_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     native._library.cache_clear()
@@ -115,16 +113,31 @@ def test_a_gpu_takes_the_fused_kernels_where_they_run(monkeypatch):
     goes on without them elsewhere."""
     gpu, missing = torch.device("cuda"), ["its kernels are for Hopper"]
     monkeypatch.setattr(runtime, "_lacking_compiler", lambda gpu: None)
-    monkeypatch.setattr(runtime, "lack_of_fused", lambda device: missing[0])
+    monkeypatch.setattr(runtime, "lack_of_fused", lambda device, dtype: missing[0])
     chosen = lambda asked, dtype=torch.bfloat16, before=None: runtime._compiled(asked, gpu, dtype, before)[0]
     assert chosen("auto") == "graphs" and chosen("auto", before="fused") == "graphs"
     with pytest.raises(InputError, match="--compile fused: its kernels are for Hopper; use graphs"):
         chosen("fused")
     missing[0] = None
     assert chosen("auto") == chosen("fused") == chosen("auto", before="fused") == "fused"
-    assert chosen("auto", torch.float32) == "graphs" and chosen("quick") is False
-    assert chosen("auto", before="graphs") == "graphs"
-    assert "are for a GPU" in (real_lack(torch.device("cpu")) or "")
+    assert chosen("quick") is False and chosen("auto", before="graphs") == "graphs"
+
+
+def test_why_the_fused_kernels_do_not_run(monkeypatch):
+    gpu, found = torch.device("cuda"), []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: found[-1])
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None if name == found[0] else True)
+    for missing, capability, dtype, why in (
+        ("", (8, 0), torch.bfloat16, "for Hopper .capability 9.0., this GPU has 8.0"),
+        ("", (9, 0), torch.float32, "for bfloat16, not float32"),
+        ("triton", (9, 0), torch.bfloat16, "want Triton 3.4 or later"),
+        ("triton.tools.tensor_descriptor", (9, 0), torch.bfloat16, "want Triton 3.4 or later"),
+    ):
+        found[:] = [missing, capability]
+        assert re.search(why, runtime.lack_of_fused(gpu, dtype) or "")
+    found[0] = ""
+    assert runtime.lack_of_fused(gpu, torch.bfloat16) is None
+    assert "are for a GPU" in (runtime.lack_of_fused(torch.device("cpu"), torch.bfloat16) or "")
 
 
 def test_c29_a_card_too_old_to_run_anything(monkeypatch):

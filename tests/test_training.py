@@ -154,6 +154,23 @@ def test_release_clip_by_hand():
     assert got == pytest.approx([0.1, 3 * math.sqrt(0.001 * 0.01 / (1 - 0.999**2)) + 0.1])
 
 
+@pytest.mark.parametrize("variant", ["paper", "release"])
+def test_steps_that_are_counted_clip_as_those_that_are_read(variant):
+    """At the first step, the second and the sixth: given how many were taken, or read off the optimiser's state."""
+    bounds = []
+    for counted in (False, True):
+        rng = np.random.default_rng(0)
+        net = nn.Linear(20, 30)
+        optimizer = optim.adam(net, TINY)
+        for taken in range(6):
+            for p in net.parameters():
+                p.grad = torch.tensor(rng.normal(0, 1 + 5 * (taken % 2), p.shape), dtype=torch.float32)
+            share = optim.clip_to_sigmas(optimizer, variant, taken=taken if counted else None)
+            bounds.append(torch.cat([share[None], *[p.grad.flatten() for p in net.parameters()]]))
+            optimizer.step()
+    assert all(map(torch.equal, bounds[:6], bounds[6:])) and 0 < bounds[1][0] < 1
+
+
 def test_paper_clip_does_not_freeze_what_had_no_gradient_yet():
     p = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.Adam([p], lr=0.1, betas=(0.0, 0.999))
@@ -448,7 +465,7 @@ VARIANTS = {
     "paper": (CPU, {}),
     "bfloat16": (replace(CPU, dtype="bfloat16"), {}),
     "everything": (CPU, dict(flip=True, crop=1, dropout=0.3, kl="last", restart=0.3)),
-    "ring": (CPU, dict(buffer_policy="ring")),
+    "ring": (CPU, dict(buffer_policy="ring", accumulate=2)),
     "winograd": (replace(CPU, compile="winograd"), dict(width=32)),
 }
 

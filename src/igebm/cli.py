@@ -48,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             terminal.flush_results()
         return _fail(1, f"{error or 'out of memory'}")
-    except RuntimeError as error:
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            return _fail(1, f"chains cannot be compiled here ({str(error).splitlines()[0]}); use --compile off")
-        if not re.search("out of memory|can't allocate memory", str(error)):
+    except Exception as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton", "subprocess")):
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            return _fail(1, f"chains cannot be compiled here ({why}); use --compile off")
+        if not isinstance(error, RuntimeError) or not re.search("out of memory|can't allocate memory", str(error)):
             raise
         return _fail(1, "out of memory; raise --accumulate, or lower --batch, --width or --buffer-size")
 

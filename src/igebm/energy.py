@@ -2,6 +2,10 @@
 
 A network is one once its label is bound (`given`), and so is every composition of energies (compose.py). Kernels see
 nothing else, so no sampler knows of labels, masks or models.
+
+Two things an energy may do besides, for speed: `E.value_and_grad(x)` gives both where asking for the gradient of the
+value would do more, and `E.replay(step, f, x, generator)` does f(E, x, generator), all of a chain's step, as one launch
+on a GPU (fold.py has both).
 """
 
 from collections.abc import Callable
@@ -29,7 +33,8 @@ def energy_and_grad(
     """
     at_once = getattr(E, "value_and_grad", None)
     if at_once is not None and not create_graph:
-        return at_once(x.detach())
+        e, g = at_once(x.detach())
+        return checked(e, x), g
     with torch.enable_grad():
         if not (create_graph and x.requires_grad):
             x = x.detach().requires_grad_()

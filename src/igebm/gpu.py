@@ -20,14 +20,17 @@ def _captured(
     with torch.cuda.device(device):
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
+        random = torch.cuda.get_rng_state(device)
         with torch.cuda.stream(aside):
             for _ in range(3):  # compile, and let libraries choose their algorithms: neither can be recorded
                 f()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.set_rng_state(random, device)  # f has drawn nothing yet
         if generator is not None:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Its own stream: torch's for this purpose is of the device that recorded first.
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             results = f()
+        torch.cuda.current_stream().wait_stream(aside)
     return graph, results
 
 

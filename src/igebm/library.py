@@ -57,8 +57,8 @@ def load(
     """The model of a run folder, a .safetensors file, a bundled name (`igebm models`) or hf:owner/name.
 
     Its chains run on `device` ("cpu", "cuda", "cuda:1"; "auto": a GPU where there is one) in `dtype` (bfloat16 is
-    faster on GPUs and on CPUs with units for it), compiled where that is asked for: on a GPU "fused" is fastest (on
-    Hopper; "graphs" on others), on a CPU without matrix units "winograd", which wants gcc alone.
+    faster on GPUs and on CPUs with units for it), compiled where that is asked for: on a GPU "fused" is fastest (in
+    bfloat16 on Hopper; "graphs" on others), on a CPU without matrix units "winograd", which wants gcc alone.
     Nothing in the file is executed. Raises InputError where there is none, or where it is foreign, damaged or a model
     of something else than images; and for a device or dtype that is not there.
     """
@@ -72,7 +72,7 @@ def load(
     way: Compiled = compiled  # type: ignore[assignment]
     if compiled in ("fused", "graphs") and at.type != "cuda":
         raise InputError(f"CUDA graphs need a GPU, chains run on the {at.type}; give compiled=True or False")
-    if compiled == "fused" and (lacking := lack_of_fused(at)):
+    if compiled == "fused" and (lacking := lack_of_fused(at, dtype)):
         raise InputError(f"compiled='fused': {lacking}; give compiled='graphs'")
     if compiled == "winograd":
         lacking = "they are for a CPU" if at.type != "cpu" else native.fault()

@@ -51,7 +51,7 @@ class Runtime:
 
     @property
     def traced(self) -> bool:
-        """Whether torch's compiler makes the kernels."""
+        """Whether torch's compiler makes the kernels, of the update at least."""
         return self.compiled in (True, "graphs", "fused")
 
     @property
@@ -96,7 +96,7 @@ def probe(
     update = DTYPES.get(update_dtype, kind if as_chains else torch.float32)
     why_dtype += "" if update is kind else f", updates in {_name(update)}"
     compiled, why_compile = _compiled(compile, where, kind, before["compiled"] if before is not None else None)
-    # The layout is no choice: channels last was faster by up to 12 % where it was measured (benchmarks/gains.py), and
+    # The layout is no choice: channels last was faster by up to 16 % where it was measured (benchmarks/gains.py), and
     # Winograd's kernel takes no other.
     layout = "channels last (convolutions are fastest so)"
     reason = "; ".join([why, why_dtype, layout, why_compile, "1 thread" if threads == 1 else f"{threads} threads"])
@@ -220,7 +220,7 @@ def _compiled(
     lacking = _lacking_compiler(gpu)
     if asked in ("on", "graphs", "fused") and lacking:
         raise InputError(f"--compile {asked}: there is no {lacking}; or leave --compile off")
-    if asked == "fused" and (no_kernels := lack_of_fused(device)):
+    if asked == "fused" and (no_kernels := lack_of_fused(device, dtype)):
         raise InputError(f"--compile fused: {no_kernels}; use graphs, on or off")
     if asked in ("on", "graphs", "fused", "winograd"):
         return True if asked == "on" else asked, _MEANING[asked] + " as asked"
@@ -229,13 +229,13 @@ def _compiled(
             return False, f"eager (as before there were Winograd convolutions, and here is {native.fault()})"
         if before in (True, "graphs", "fused") and lacking:
             return False, f"eager (no {lacking})"
-        if before == "fused" and (no_kernels := lack_of_fused(device)):
+        if before == "fused" and (no_kernels := lack_of_fused(device, dtype)):
             return "graphs", f"{_MEANING['graphs']} (no kernels as before: {no_kernels})"
         return before, f"{_MEANING[before]} (as before)"
     if gpu:
         if asked == "quick" or lacking:
             return False, f"eager (no {lacking})" if lacking else "eager (compile: quick)"
-        kind = "fused" if dtype is torch.bfloat16 and lack_of_fused(device) is None else "graphs"
+        kind = "fused" if lack_of_fused(device, dtype) is None else "graphs"
         return kind, _MEANING[kind]
     if dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported():  # matrix units outrun what Winograd saves
         if asked == "quick" or lacking:
@@ -257,10 +257,12 @@ _MEANING: dict[Any, str] = {
 }
 
 
-def lack_of_fused(device: torch.device) -> str | None:
+def lack_of_fused(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels of nets/fused.py cannot run there; None where they can."""
     if device.type != "cuda":
         return "its kernels are for a GPU"
+    if dtype is not torch.bfloat16:
+        return f"its kernels are for bfloat16, not {_name(dtype)}"
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) != (9, 0):
         return f"its kernels are for Hopper (capability 9.0), this GPU has {major}.{minor}"

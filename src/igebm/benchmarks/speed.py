@@ -210,8 +210,8 @@ def peak_work(runtime: Runtime, kind: str, width: int, batch: int) -> Callable[[
         return lambda: reference.chain(plain, x, y, 2)
     preset = replace(FIGURE_14A, width=width)
     net = build_image_net(preset, Shape(3, 32, 32, CLASSES)).to(runtime.device)
-    E = Twin(net, runtime.dtype, runtime.compiled).given(y)
-    E.launches = False  # what a graph keeps for good is this peak
+    # What a graph keeps for good is this peak.
+    E = Twin(net, runtime.dtype, runtime.compiled).given(y, launches=False)
     return lambda: run(build_kernel(preset), E, x, 2)
 
 

@@ -254,7 +254,10 @@ class _ValueAndGrad(torch.autograd.Function):
 
 
 MOST_GRAPHS = 4
-"""shapes whose graphs are kept: each holds the memory of a step"""
+"""steps whose graphs are kept, each for one shape: it holds the memory of a step"""
+BEFORE_RECORDING = 2
+"""times that a step is asked for before it is recorded, which takes as long as a dozen: a chain with other settings at
+each step is better off kernel by kernel"""
 
 
 class Twin:
@@ -267,26 +270,30 @@ class Twin:
             self.weights: Weights = _map(self._stored, fold(net, self._conv3x3))
         device = next(net.parameters()).device
         self.launches = compiled in ("graphs", "fused") and device.type == "cuda"
-        self._traces = compile(self._traced, self._eager) if compiled in (True, "graphs", "fused") else self._eager
-        self._recorded: dict[tuple, Recorded] = {}
-        self._fused = _fused() if compiled == "fused" and lack_of_fused(device) is None else None
+        self._plain = compile(self._traced, self._eager) if compiled in (True, "graphs", "fused") else self._eager
+        self._fused = _fused() if compiled == "fused" and lack_of_fused(device, dtype) is None else None
         self._packed: Any = None
-        self._refreshed = in_place(self._refresh, device) if self.launches else self._refresh
+        self._take_over_at_once = in_place(self._take_over, device) if self.launches else self._take_over
+        self._recorded: dict[tuple, Recorded] = {}
+        self._asked: dict[tuple, int] = {}
 
     def refresh(self) -> None:
         """Take over the network's weights as they are now."""
-        self._refreshed()
+        self._take_over_at_once()
+        for recorded in self._recorded.values():
+            recorded.bound = None  # gains and biases are to be worked out anew too
 
     @torch.no_grad()
-    def _refresh(self) -> None:
+    def _take_over(self) -> None:
         new = fold(self.net, self._conv3x3)
         torch._foreach_copy_(list(_leaves(self.weights)), list(_leaves(new)))
         if self._fused is not None and self._packed is not None:
             torch._foreach_copy_(list(_leaves(self._packed)), list(_leaves(self._fused.pack(self.weights))))
 
-    def given(self, y: Tensor | None = None) -> "Given":
-        """E(· | y): labels (B,) or latents (B, condition) bound, their gains worked out once."""
-        return Given(self, y)
+    def given(self, y: Tensor | None = None, launches: bool = True) -> "Given":
+        """E(· | y): labels (B,) or latents (B, condition) bound, their gains worked out once. With `launches` False its
+        steps are no CUDA graphs, whatever the twin's are."""
+        return Given(self, None if y is None else y.clone(), self.launches and launches)
 
     def over(self, x: Tensor) -> Energy:
         """E(x | ·) at a fixed x (B, ...) or (1, ...), as a function of labels (B,) or of latents y (B, condition),
@@ -297,34 +304,49 @@ class Twin:
 
     def value_and_grad(self, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x) and ∇ₓE(x), kernel by kernel."""
-        if self._fused is not None and x.is_cuda and self._fused.suits(self.net, self.dtype, x.shape[2:]):
+        if self._fused is not None and x.is_cuda and self._fused.suits(self.net, self.dtype, x.shape):
             if self._packed is None:
                 self._packed = _map(torch.Tensor.contiguous, self._fused.pack(self.weights))
-                self._refreshed = in_place(self._refresh, x.device)  # of these too
+                self._take_over_at_once = in_place(self._take_over, x.device)  # these too
             with torch.cuda.device(x.device):
                 return self._fused.value_and_grad(self.net, self._packed, affines, x)
-        return self._traces(self.weights, affines, x)
+        return self._plain(self.weights, affines, x)
 
-    def replay(self, E: "Given", key: Any, f: Callable, x: Tensor, generator: torch.Generator | None) -> Any:
-        """f(E, x, generator) as one CUDA graph, for each `key` and shape; gains and biases are worked out by another
-        where E is not the one that it was launched for before."""
+    def replay(self, E: "Given", step: Any, f: Callable, x: Tensor, generator: torch.Generator | None) -> Any:
+        """f(E, x, generator), which `step` tells from others: one CUDA graph for each shape, from the third time on.
+        Gains and biases are worked out by another where E is not the one that it was launched for before."""
         y = E.y
-        key = (key, x.shape, x.dtype, None if y is None else (y.shape, y.dtype), generator is None)
-        if key not in self._recorded:
+        key = (step, x.shape, x.dtype, None if y is None else (y.shape, y.dtype), generator is None)
+        recorded = self._recorded.pop(key, None)
+        if recorded is None:
+            times = self._asked.pop(key, 0)
+            if times < BEFORE_RECORDING:
+                self._asked[key] = times + 1
+                if len(self._asked) > 100 * MOST_GRAPHS:
+                    del self._asked[next(iter(self._asked))]
+                return f(E.one_by_one, x, generator)
             if len(self._recorded) == MOST_GRAPHS:
                 del self._recorded[next(iter(self._recorded))]
-            mine = Given(self, None if y is None else y.clone(), launches=False)
-            leaves = list(_leaves(mine.affines))
-            again = lambda: torch._foreach_copy_(leaves, list(_leaves(bind(self.net, mine.y, self.dtype))))
-            bound = in_place(torch.no_grad()(again), x.device)
+            recorded = self._record(y, f, x, generator)
+        self._recorded[key] = recorded  # last: the first is the one that was not asked for for longest
+        return recorded(E, x, generator)
 
-            def to(E: Given) -> None:
-                if mine.y is not None and E.y is not None:
-                    mine.y.copy_(E.y)
-                bound()
+    def _record(self, y: Tensor | None, f: Callable, x: Tensor, generator: torch.Generator | None) -> Recorded:
+        mine = self.given(y, launches=False)
+        leaves = list(_leaves(mine.affines))
 
-            self._recorded[key] = Recorded(lambda x, g: f(mine, x, g), to, x, generator)
-        return self._recorded[key](E, x, generator)
+        @torch.no_grad()
+        def work_out() -> None:
+            torch._foreach_copy_(leaves, list(_leaves(bind(self.net, mine.y, self.dtype))))
+
+        bound = in_place(work_out, x.device)
+
+        def to(E: Given) -> None:
+            if mine.y is not None and E.y is not None:
+                mine.y.copy_(E.y)
+            bound()
+
+        return Recorded(lambda x, g: f(mine, x, g), to, x, generator)
 
     def _eager(self, weights: Weights, affines: Affines, x: Tensor) -> tuple[Tensor, Tensor]:
         return energy_and_grad(lambda x: energy(self.net, weights, affines, x), x)
@@ -352,11 +374,15 @@ class Given:
     """E(· | y) on a twin: an energy that works out its value and gradient in one, and a step on it as one launch where
     the twin's steps are CUDA graphs."""
 
-    def __init__(self, twin: Twin, y: Tensor | None, launches: bool | None = None):
-        self.twin, self.y = twin, y
-        self.launches = twin.launches if launches is None else launches
-        if not self.launches:
-            _ = self.affines
+    def __init__(self, twin: Twin, y: Tensor | None, launches: bool):
+        self.twin, self.y, self.launches = twin, y, launches
+        if not launches:
+            _ = self.affines  # now, from the weights as they are; a graph works out its own
+
+    @cached_property
+    def one_by_one(self) -> "Given":
+        """The same, its steps kernel by kernel."""
+        return Given(self.twin, self.y, False)
 
     @cached_property
     def affines(self) -> Affines:
@@ -375,10 +401,10 @@ class Given:
         return self.twin.value_and_grad(self.affines, x)
 
     def replay(
-        self, key: Any, f: Callable[..., tuple[Tensor, ...]], x: Tensor, generator: torch.Generator | None
+        self, step: Any, f: Callable[..., tuple[Tensor, ...]], x: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:
-        """f(E, x, generator): all of a chain's step at once. `key` tells this f from others."""
-        return self.twin.replay(self, key, f, x, generator) if self.launches else f(self, x, generator)
+        """f(E, x, generator): all of a chain's step at once. `step` tells this f from others."""
+        return self.twin.replay(self, step, f, x, generator) if self.launches else f(self, x, generator)
 
 
 def _fused() -> ModuleType:

@@ -22,13 +22,11 @@ from . import kernels
 from .image import ImageEnergy, Tower
 from .layers import ResBlock
 
-SAME, DOWN, UP = 0, 1, 2
-"""a 3x3 convolution; a 4x4 one of stride 2, which is a 3x3 one and a pool; its adjoint"""
-FORTH, BACK, LAST = 0, 1, 2
-"""what is done on a product: gain, bias, ReLU; their derivatives; those and the stem's adjoint up to its last sum"""
-NO_SKIP, SKIP, SKIP_POOLED, SKIP_SPREAD = 0, 1, 2, 3
-"""what is added: nothing; a tensor of the same size; the 2x2 means of a larger one; a quarter of a smaller one, each
-entry to 2x2 places"""
+SAME, DOWN, UP = (how.value for how in (kernels.SAME, kernels.DOWN, kernels.UP))
+FORTH, BACK, LAST = (then.value for then in (kernels.FORTH, kernels.BACK, kernels.LAST))
+NO_SKIP, SKIP, SKIP_POOLED, SKIP_SPREAD = (
+    add.value for add in (kernels.NO_SKIP, kernels.SKIP, kernels.SKIP_POOLED, kernels.SKIP_SPREAD)
+)
 
 
 class Conv(NamedTuple):
@@ -56,15 +54,17 @@ class Weights(NamedTuple):
     head_bias: Tensor
 
 
-def suits(net: ImageEnergy, dtype: torch.dtype, size: tuple[int, int]) -> bool:
-    """Whether these kernels are written for `net` on images of `size` (H, W): the paper's residual blocks, one tower
-    and sum pooling, in bfloat16 where a GPU is to be fast (float32 is for tests), with sides and widths that tiles
-    divide."""
+def suits(net: ImageEnergy, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether these kernels are written for `net` on images of `shape` (B, C, H, W): the paper's residual blocks, one
+    tower and sum pooling, in bfloat16 (tiles of float32 find no room), with sides and widths that tiles divide, and no
+    more numbers than 32 bits count."""
+    B, _, H, W = shape
     tower, blocks = _parts(net)
     halvings = sum(block.down for block in blocks)
     channels = [tower.stem.weight.shape[0]] + [block.conv1.weight.shape[0] for block in blocks]
     return (
-        len(net.towers) == 1
+        dtype is torch.bfloat16
+        and len(net.towers) == 1
         and tower.activation == "leaky-relu"
         and tower.stem.stride == 1
         and tower.stem.weight.shape[1] <= 7
@@ -73,7 +73,8 @@ def suits(net: ImageEnergy, dtype: torch.dtype, size: tuple[int, int]) -> bool:
         and all(b.skip is None or b.skip.weight.shape[-1] == 1 for b in blocks)
         and all(c % 64 == 0 for c in channels)
         and channels[0] in (64, 128, 256)
-        and all(side & (side - 1) == 0 and 2**halvings <= side <= 128 for side in size)
+        and all(side & (side - 1) == 0 and 2**halvings <= side <= 128 for side in (H, W))
+        and B * H * W * max(channels) < 2**31
     )
 
 
@@ -175,8 +176,9 @@ class Tile(NamedTuple):
 
 
 def tile(programs: float, c_in: int, c_out: int, then: int) -> Tile:
-    """What was fastest on one H100 (benchmarks/results/h100-tiles.json), by the number of tiles of 128 x 128 that
-    there are: large tiles where there are many, small ones where they would leave processors without work."""
+    """What was fastest at width 128, or within 6 % of it, on one H100 (benchmarks/results/h100-tiles.json), by the
+    number of tiles of 128 x 128 that there are: large tiles where there are many, small ones where they would leave
+    processors without work."""
     if then == LAST:
         return Tile(128, c_out, 64, 3, 4 if c_out < 256 else 8)
     wide = 128 if c_out % 128 == 0 else 64

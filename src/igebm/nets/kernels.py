@@ -11,6 +11,13 @@ import triton
 import triton.language as tl
 
 SLOPE = tl.constexpr(0.2)
+SAME, DOWN, UP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+"""a 3x3 convolution; a 4x4 one of stride 2, which is a 3x3 one and a pool; its adjoint"""
+FORTH, BACK, LAST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+"""what is done on a product: gain, bias, ReLU; their derivatives; those and the stem's adjoint up to its last sum"""
+NO_SKIP, SKIP, SKIP_POOLED, SKIP_SPREAD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+"""what is added: nothing; a tensor of the same size; the 2x2 means of a larger one; a quarter of a smaller one, each
+entry to 2x2 places"""
 
 
 @triton.jit
@@ -24,7 +31,7 @@ def conv(
     """One tile of TB x TH x TW pixels of the (H, W) grid and BN channels. UP has one program for each of the four
     parities of a pixel's place in the larger image, which only 2x2 of the 4x4 weights reach."""
     BM: tl.constexpr = TB * TH * TW
-    TAPS: tl.constexpr = 9 if HOW == 0 else (16 if HOW == 1 else 4)
+    TAPS: tl.constexpr = 9 if HOW == SAME else (16 if HOW == DOWN else 4)
     PARTS: tl.constexpr = CI // BK
     n0 = (tl.program_id(0) % (CO // BN)) * BN
     m0 = (tl.program_id(0) // (CO // BN)) * BM
@@ -35,10 +42,10 @@ def conv(
     for i in tl.range(0, TAPS * PARTS, num_stages=STAGES):
         tap = i // PARTS
         k = i % PARTS * BK
-        if HOW == 0:
+        if HOW == SAME:
             # y[h, w] = Σ w[ky, kx] x[h + ky - 1, w + kx - 1]
             a = x.load([b0, h0 + tap // 3 - 1, tap % 3 - 1, k])
-        elif HOW == 1:
+        elif HOW == DOWN:
             # The same at stride 2. x is seen as (B, H, 2, W, 2 CI): row 2 h + ky - 1 is row (ky + 1) % 2 of a pair.
             ky, kx = tap // 4, tap % 4
             a = x.load([b0, h0 + (ky + 1) // 2 - 1, (ky + 1) % 2, (kx + 1) // 2 - 1, (kx + 1) % 2 * CI + k])
@@ -57,34 +64,34 @@ def conv(
     n = n0 + tl.arange(0, BN)
     inside = (m < n_pixels)[:, None] | EVEN
     b, h, v = m // (H * W), m % (H * W) // W, m % W
-    row = (b * 2 * H + 2 * h + p) * 2 * W + 2 * v + q if HOW == 2 else m
+    row = (b * 2 * H + 2 * h + p) * 2 * W + 2 * v + q if HOW == UP else m
     at = row[:, None] * CO + n[None, :]
     if GAIN:
         if TB == 1:
             g = tl.load(gain + b0 * gain_step + n)[None, :].to(tl.float32)
         else:
             g = tl.load(gain + (b * gain_step)[:, None] + n[None, :], inside, 0.0).to(tl.float32)
-    if THEN == 0:
+    if THEN == FORTH:
         if TB == 1:
             c = tl.load(bias + b0 * bias_step + n)[None, :].to(tl.float32)
         else:
             c = tl.load(bias + (b * bias_step)[:, None] + n[None, :], inside, 0.0).to(tl.float32)
         z = z * g + c if GAIN else z + c
-    if ADD == 1:
+    if ADD == SKIP:
         z += tl.load(skip + at, inside, 0.0).to(tl.float32)
-    elif ADD == 2:
+    elif ADD == SKIP_POOLED:
         at4 = ((b * 2 * H + 2 * h) * 2 * W + 2 * v)[:, None] * CO + n[None, :]
         above = tl.load(skip + at4, inside, 0.0).to(tl.float32) + tl.load(skip + at4 + CO, inside, 0.0)
         at4 += 2 * W * CO
         z += (above + tl.load(skip + at4, inside, 0.0) + tl.load(skip + at4 + CO, inside, 0.0)) * 0.25
-    elif ADD == 3:
+    elif ADD == SKIP_SPREAD:
         quarter = ((b * (H // 2) + h // 2) * (W // 2) + v // 2)[:, None] * CO + n[None, :]
         z += tl.load(skip + quarter, inside, 0.0).to(tl.float32) * 0.25
-    if THEN == 0:
+    if THEN == FORTH:
         z = tl.where(z > 0, z, SLOPE * z)
     else:
         z = tl.where(tl.load(positive + at, inside, 0.0) > 0, z, SLOPE * z)
-    if THEN == 2:
+    if THEN == LAST:
         columns = tl.arange(0, KP)
         turned = tl.load(stem + n[:, None] * KP + columns[None, :])
         patches = tl.dot(z.to(turned.dtype), turned).T  # (KP, BM)
@@ -92,7 +99,7 @@ def conv(
     else:
         if TWO:
             tl.store(out2 + at, z.to(out.dtype.element_ty), inside)
-        tl.store(out + at, (z * g if THEN == 1 and GAIN else z).to(out.dtype.element_ty), inside)
+        tl.store(out + at, (z * g if THEN == BACK and GAIN else z).to(out.dtype.element_ty), inside)
 
 
 @triton.jit

@@ -57,7 +57,8 @@ def langevin(
         if replay is None:
             x, e, g = move(E, state.x, generator)
         else:
-            x, e, g = replay((step_size, noise, clip, box, order), move, state.x, generator)
+            settings = step_size, noise, clip, None if box is None else tuple(box), order
+            x, e, g = replay(settings, move, state.x, generator)
         return State(x), Info(e=e, g=g)
 
     return kernel

@@ -53,8 +53,8 @@ class Guard:
 
 
 def check_weights(step: int, weights: Iterable[Tensor]) -> None:
-    """Raises Divergence where one is not finite: before they are saved, since numbers are looked at before an update
-    and not after."""
+    """Raises Divergence where one is not finite: before they are saved, since the numbers that are looked at are of
+    before an update."""
     if not all(torch.isfinite(w).all() for w in weights):
         raise Divergence(step, "the weights are not finite", _LOWER)
 

@@ -162,8 +162,8 @@ def train_step(
     drawn, state.drawn = state.drawn, None
     if drawn is None or drawn.step != state.step:
         drawn = draw(state, loader, state.step, state.seen)
-    _, x_pos, y_pos, chains, device, dropout = drawn
-    torch.manual_seed(dropout)
+    _, x_pos, y_pos, chains, generator, dropout_seed = drawn
+    torch.manual_seed(dropout_seed)
     if isinstance(net, TrajectoryPredictor):
         return regression_step(state, net, x_pos, y_pos, guarding)
     assert chains is not None
@@ -176,7 +176,7 @@ def train_step(
     rows = [slice(k, k + size) for k in range(0, len(x_pos), size)]
     of = lambda y, i: None if y is None else y[i]
     starts = [(x_pos[i], of(y_pos, i), chains.x[i], of(chains.y, i)) for i in rows]
-    parts = [part_step(state, *start, len(x_pos), device, stop) for start in starts]
+    parts = [part_step(state, *start, len(x_pos), generator, stop) for start in starts]
     x_neg, e_pos, e_neg = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_neg", "e_pos", "e_neg"))
     y_neg = None if chains.y is None else torch.cat([part.y_neg for part in parts if part.y_neg is not None])
     loss = torch.stack([part.loss for part in parts]).sum()
@@ -193,8 +193,9 @@ def train_step(
     ema.update(state.averages, net, p.ema, state.step)
 
     # What stands before `told` is asked of a GPU while it is still at the chains: the next iteration's draw with it
-    state.buffer.write(chains.slots, x_neg, y_neg, device)
-    state.drawn = draw(state, loader, state.step + 1, state.seen + len(x_pos) * ranks.size())
+    state.buffer.write(chains.slots, x_neg, y_neg, generator)
+    if state.step + 1 < p.steps:
+        state.drawn = draw(state, loader, state.step + 1, state.seen + len(x_pos) * ranks.size())
     metrics = told(numbers)
     guarding.check(state.step + 1, metrics)
     state.energies = e_pos, e_neg
@@ -270,7 +271,7 @@ def regression_step(
         losses.append(loss.detach())
     distributed.average_gradients(net)
     numbers = {"loss": torch.stack(losses).sum(), "gradient": gradient_norm(net)}
-    numbers["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, state.preset.sigma_clip)
+    numbers["clipped_weights"] = optim.clip_to_sigmas(state.optimizer, state.preset.sigma_clip, taken=state.step)
     metrics = told(numbers)
     guarding.check(state.step + 1, metrics)
     state.optimizer.step()

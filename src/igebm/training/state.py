@@ -48,8 +48,8 @@ class Drawn(NamedTuple):
     x: Tensor
     y: Tensor | None
     chains: Draw | None
-    device: torch.Generator
-    dropout: int
+    generator: torch.Generator
+    dropout_seed: int
 
 
 @dataclass
@@ -95,6 +95,8 @@ def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: d
     """A new run: weights from the seed, the same in all processes, and an empty buffer, a part of the whole in each."""
     torch.manual_seed(preset.seed)
     net = model.build_net(preset, shape).to(runtime.device)
+    iterate = lambda: power_iteration(net)
+    graphs = runtime.compiled in ("fused", "graphs") and preset.spectral and preset.network == "image"
     labels = None
     if isinstance(shape, Shape) and net.condition:
         labels = torch.empty(0, dtype=torch.long) if shape.classes else torch.empty(0, shape.condition)
@@ -104,7 +106,7 @@ def start(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, facts: d
         net=net,
         twin=sampled(net, runtime.dtype, runtime.compiled),
         updated=updated(net, runtime.update, runtime.traced and math.prod(shape.item) >= LEAST_COMPILED),
-        iterate=in_place(lambda: power_iteration(net), runtime.device, list(net.buffers())),
+        iterate=in_place(iterate, runtime.device, list(net.buffers())) if graphs else iterate,
         averages=ema.start(net),
         optimizer=optim.adam(net, preset),
         buffer=Buffer(

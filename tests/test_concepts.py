@@ -235,8 +235,6 @@ def test_bad_terms_at_the_command_line_are_one_line(words, said, capsys, tmp_pat
 
 
 def test_infer_gives_the_energy_under_every_class(tmp_path):
-    from PIL import Image
-
     from igebm import data, model
 
     x = data.load("digits", "test").x[:1]
@@ -254,8 +252,6 @@ def test_infer_gives_the_energy_under_every_class(tmp_path):
 
 def test_what_lies_there_from_before_is_kept(tmp_path, monkeypatch):
     """Without --out, one composition and one inference after the other each get a folder of their own."""
-    from PIL import Image
-
     from igebm import data
 
     Image.fromarray(data.load("digits", "test").x[0, ..., 0]).save(tmp_path / "a.png")
@@ -267,10 +263,46 @@ def test_what_lies_there_from_before_is_kept(tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "inferred").iterdir()} == {"a", "a-2"}
 
 
+def test_a_picture_of_ones_own_is_repaired(tmp_path, capsys):
+    """Black in the mask is kept to the last bit, in each of the ways; white is filled, each time otherwise. Without a
+    mask the lower half is. What comes out is what the library gives."""
+    import igebm
+    from igebm import data
+
+    picture = data.load("digits", "test").x[:1]
+    Image.fromarray(picture[0, ..., 0]).save(tmp_path / "a.png")
+    hole = np.zeros((8, 8), bool)
+    hole[2:6, 3:] = True
+    Image.fromarray(np.uint8(255 * hole)).save(tmp_path / "mask.png")
+    words = ["restore", "digits", str(tmp_path / "a.png"), "--n", "3", "--steps", "20", "--dtype", "float32"]
+    masked = [*words, "--mask", str(tmp_path / "mask.png"), "--label", "4", "--out", str(tmp_path / "m")]
+    assert main(masked) == 0
+    x = np.load(tmp_path / "m" / "restored.npy")
+    assert x.shape == (3, 8, 8, 1) and (x[:, ~hole] == picture[:, ~hole]).all()
+    assert (x[0, hole] != x[1, hole]).any() and (x[:, hole] != picture[:, hole]).any()
+    same = igebm.load("digits").restore(np.repeat(picture, 3, 0), hole, label=4, steps=20)
+    assert np.abs(data.quantise(same).permute(0, 2, 3, 1).numpy().astype(int) - x).max() <= 1
+    about = json.loads((tmp_path / "m" / "restore.json").read_text())
+    assert about["filled_pixels"] == 20 and len(about["energies"]) == 3
+    with Image.open(tmp_path / "m" / "restored.png") as shown:
+        assert shown.width > 500
+    assert main([*words, "--out", str(tmp_path / "l")]) == 0
+    lower = np.load(tmp_path / "l" / "restored.npy")
+    assert (lower[:, :4] == picture[:, :4]).all() and (lower[:, 4:] != picture[:, 4:]).any()
+    capsys.readouterr()
+    for wrong, why in (
+        (["--mask", str(tmp_path / "a.png")], "grey pixels"),
+        (["--label", "eleven"], "eleven"),
+        (["--n", "0"], "--n"),
+        (["--steps", "-1"], "--steps -1: give 0 or more"),
+    ):
+        assert main([*words, *wrong, "--out", str(tmp_path / "no")]) == 2
+        told = capsys.readouterr().err
+        assert why in told and len(told.strip().splitlines()) == 1 and not (tmp_path / "no").exists()
+
+
 def test_energies_name_the_files_of_a_folder(tmp_path, capsys):
     """In the order of names, class folders before them; one that cannot be read is left out and moves no name."""
-    from PIL import Image
-
     for k, name in enumerate(("b/2.png", "a/1.png", "b/9.png")):
         (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 80 * k).save(tmp_path / "x" / name)

@@ -137,7 +137,8 @@ def prepared(folder: Path) -> Path:
         path = folder / "photos" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(path)
-    Image.fromarray(rng.integers(0, 256, (32, 32), dtype=np.uint8)).save(folder / "sprite.png")
+    for name in ("sprite", "photo"):
+        Image.fromarray(rng.integers(0, 256, (32, 32), dtype=np.uint8)).save(folder / f"{name}.png")
     return folder
 
 

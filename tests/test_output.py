@@ -154,6 +154,7 @@ def test_every_command_that_prints_a_table_takes_json(command, capfd):
 LINES = {
     "sample {run} --n 2 --steps 2 --out {out} SMALL": "{out}",
     "compose {run}=3 --n 2 --steps 2 --out {out} SMALL": "{out}",
+    "restore {run} {work}/seven.png --n 2 --steps 2 --out {out} SMALL": "{out}",
     "report {run} --out {out}/r.html": "{out}/r.html",
     "train --steps 2 --out {out} TINY": "{out}",
 }

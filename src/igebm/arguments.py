@@ -246,6 +246,33 @@ class Infer:
 
 
 @dataclass(frozen=True)
+class Restore:
+    """A picture repaired (Fig. 4): what a mask says is filled in by chains, in several ways; the rest is kept to the
+    last bit. restored.png (the picture, the same with its hole, and what that was filled with), restored.npy,
+    restore.json.
+    """
+
+    machine: OmitArgPrefixes[Machine]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """a run folder, a .safetensors file, a bundled model, or hf:owner/name"""
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    """a picture, brought to the model's size"""
+    mask: Path | None = None
+    """a picture in the model's size: white is filled, black is kept; default: the lower half is filled (released
+    code)"""
+    label: str | None = None
+    """what a conditional model is to see in it: a class, or latents with commas; default: the class of the least
+    energy"""
+    n: int = 6
+    """ways of filling it"""
+    steps: int | None = None
+    """chain steps; default: 10 times the model's chain_steps (released code)"""
+    seed: int = 0
+    out: Path | None = None
+    """folder; default: the next free restored/IMAGE"""
+
+
+@dataclass(frozen=True)
 class Serve:
     """A page to play with models: watch chains, repair images, combine energies, compare an image with the data.
 

@@ -286,6 +286,14 @@ def infer(args: list[str]) -> int:
     return 0
 
 
+def restore(args: list[str]) -> int:
+    asked = parse(arguments.Restore, "restore", args)
+    from .restore import restore as run
+
+    print(run(asked))
+    return 0
+
+
 def serve(args: list[str]) -> int:
     asked = parse(arguments.Serve, "serve", args)
     from .web.server import serve as run
@@ -404,6 +412,7 @@ def completion(args: list[str]) -> int:
         "compare": known(arguments.Compare),
         "compose": known(arguments.Compose, words=models),
         "infer": known(arguments.Infer, words=models),
+        "restore": known(arguments.Restore, words=models),
         "baseline": known(arguments.BaselineOf, words=list(baselines.DEFAULTS)),
         "push": known(arguments.Push, words=models),
         "pull": known(arguments.Pull),
@@ -436,6 +445,7 @@ COMMANDS = {
     "compare": Command(compare, "several runs beside each other: numbers, settings, curves"),
     "compose": Command(compose, "samples of several energies combined: concepts, classes, an energy of your own"),
     "infer": Command(infer, "the latents, or the class, of an image"),
+    "restore": Command(restore, "a picture of yours repaired: what a mask says is filled in"),
     "baseline": Command(baseline, "train Glow or PixelCNN++ on the same data, to compare with (Table 2)"),
     "push": Command(push, "pass a model on, with a card: to the Hugging Face hub, or into a folder"),
     "pull": Command(pull, "fetch a model from the hub; hf:owner/name is a MODEL everywhere, too"),

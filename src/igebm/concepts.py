@@ -13,11 +13,10 @@ from . import inference, terminal, terms
 from .arguments import Compose, Infer
 from .circumstances import circumstances
 from .data import quantise
-from .data.decode import Picture, decode
 from .data.latents import Latent, drawn, on_circle
 from .errors import Fault, InputError
-from .files import free_folder, what_is, writable_folder, write_array, write_json
-from .inputs import open_model
+from .files import free_folder, writable_folder, write_array, write_json
+from .inputs import open_model, read_picture
 from .model import Model, batches, build_kernel
 from .report import figures
 from .report.plots import grid, write_png
@@ -115,18 +114,6 @@ def infer(asked: Infer) -> None:
     about = about | {"seconds": seconds, "machine": circumstances(runtime)}
     write_json(out / "infer.json", about)
     terminal.result(about, asked.json, lambda: "\n".join([*terminal.pretty(numbers), f"folder: {out}"]))
-
-
-def read_picture(path: Path, m: Model) -> np.ndarray:
-    """An image file as one of the model's images, uint8 (1, H, W, C): short side resized, central square cut out."""
-    if what_is(path) != "file":
-        raise InputError(f"no image {path}: give a PNG, JPEG or another picture")
-    if m.shape.height != m.shape.width:
-        raise InputError(f"{m.name} is of images {m.shape.height}x{m.shape.width}; only square ones can be read here")
-    try:
-        return decode(Picture(str(path), lambda: path), m.shape.height, m.shape.channels)[None]
-    except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
-        raise InputError(f"{path} cannot be read as a picture: {' '.join(str(error).split())[:120]}") from error
 
 
 def classes_of(m: Model, picture: np.ndarray, out: Path) -> dict:

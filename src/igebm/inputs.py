@@ -1,4 +1,4 @@
-"""What a MODEL and a DATA argument mean: opened, and checked against each other."""
+"""What a MODEL, a DATA and an IMAGE argument mean: opened, and checked against each other."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,9 @@ import numpy as np
 
 from . import data, model, terminal
 from .data import Images, MissingSplit
+from .data.decode import Picture, decode
 from .errors import InputError
+from .files import what_is
 from .model import Model
 from .presets import Machine
 from .runtime import Runtime, probe
@@ -45,6 +47,18 @@ def load_split(
         how = "give images of that size" if resize else "--resize makes them so"
         raise InputError(f"{spec} has images of {size(got)}, {m.name} takes {size(want)}; {how}")
     return images
+
+
+def read_picture(path: Path, m: Model) -> np.ndarray:
+    """An image file as one of the model's images, uint8 (1, H, W, C): short side resized, central square cut out."""
+    if what_is(path) != "file":
+        raise InputError(f"no image {path}: give a PNG, JPEG or another picture")
+    if m.shape.height != m.shape.width:
+        raise InputError(f"{m.name} is of images {m.shape.height}x{m.shape.width}; only square ones can be read here")
+    try:
+        return decode(Picture(str(path), lambda: path), m.shape.height, m.shape.channels)[None]
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
+        raise InputError(f"{path} cannot be read as a picture: {' '.join(str(error).split())[:120]}") from error
 
 
 def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:

@@ -1,0 +1,63 @@
+"""What `igebm restore` does: a picture of one's own, repaired in several ways (in-painting, Fig. 4)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import terminal
+from .arguments import Restore
+from .circumstances import circumstances
+from .data import quantise
+from .errors import InputError, within
+from .evaluation.masks import lower_half, read_mask
+from .evaluation.restoration import KINDS
+from .files import free_folder, writable_folder, write_array, write_json
+from .inputs import open_model, read_picture
+from .library import EBM
+from .report.plots import grid, write_png
+
+MOST = 10_000
+"""ways of filling a hole, in one call"""
+GREY = 128
+
+
+def restore(asked: Restore) -> Path:
+    """`igebm restore`: the folder with restored.png (the picture, the picture with its hole, what it was filled with),
+    restored.npy and restore.json."""
+    within("--n", asked.n, 1, MOST)
+    within("--seed", asked.seed, 0, 2**31 - 1)
+    if asked.steps is not None and asked.steps < 0:
+        raise InputError(f"--steps {asked.steps}: give 0 or more")
+    m, runtime = open_model(asked.model, asked.machine)
+    height, width = m.shape.height, m.shape.width
+    hole = lower_half(height, width) if asked.mask is None else read_mask(asked.mask, height, width)
+    label = None if asked.label is None else m.condition(asked.label)
+    picture = read_picture(asked.image, m)
+    out = writable_folder(asked.out or free_folder(Path("restored") / asked.image.stem))
+    steps = KINDS["inpaint"] * m.preset.chain_steps if asked.steps is None else asked.steps
+    model, many = EBM(m), np.repeat(picture, asked.n, 0)
+    with terminal.bar("restoring") as screen:
+        x = model.restore(many, hole, label, steps, asked.seed, progress=lambda done, total: screen.step(done, total))
+    found = quantise(x).permute(0, 2, 3, 1).cpu().numpy()
+    damaged = np.where(hole[None, :, :, None], np.uint8(GREY), picture)
+    beside = np.concatenate([picture, damaged, found])
+    write_png(out / "restored.png", grid(beside, columns=min(len(beside), 10), least=1000))
+    write_array(out / "restored.npy", found)
+    with torch.no_grad():
+        energies = model.energy(torch.cat([model.pixels(picture), x]), label).tolist()
+    about = {
+        "model": asked.model,
+        "image": str(asked.image),
+        "mask": None if asked.mask is None else str(asked.mask),
+        "filled_pixels": int(hole.sum()),
+        "label": asked.label,
+        "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
+        "seed": asked.seed,
+        "energy_of_the_picture": energies[0],
+        "energies": energies[1:],
+        "machine": circumstances(runtime),
+    }
+    write_json(out / "restore.json", about)
+    terminal.say(f"{hole.sum()} of {hole.size} pixels filled in {asked.n} ways by {steps} steps")
+    return out

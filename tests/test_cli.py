@@ -152,6 +152,20 @@ def test_dry_run_counts_without_training(tmp_path, capsys, monkeypatch):
     assert c["flop_per_iteration"] == 16 * (
         20 * c["flop_per_image_and_chain_step"] + 2 * c["flop_per_image_and_update"]
     )
+    here = about["here"]
+    assert here["hours"] == pytest.approx(here["seconds_per_iteration"] * about["settings"]["steps"] / 3600, rel=0.02)
+    assert here["bytes_at_least"] > 4 * c["parameters"] and here["by"] == "a chain step on 16 images"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["balls-langevin", "balls-mppi", "balls-feedforward"])
+def test_dry_runs_of_series_count_too(name, tmp_path, capsys, monkeypatch):
+    """The dense layer alone has 2 x width operations; a gradient at the weights costs more than one at the states."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", name, "--dry-run", "--width", "8", "--batch", "4"]) == 0
+    c = json.loads(capsys.readouterr().out)["cost"]
+    step, update = c["flop_per_image_and_chain_step"], c["flop_per_image_and_update"]
+    assert update > step >= (0 if name == "balls-feedforward" else 16) and c["flop_per_iteration"] >= 4 * update
     assert list(tmp_path.iterdir()) == []
 
 

@@ -158,17 +158,22 @@ def _dry_run(asked: arguments.Train) -> int:
     presets.checked(asked.settings)
     images = open_data(asked.settings, asked.data_dir, asked.skip_bad)
     preset = settled(asked.preset, asked.settings, images)
-    from .training.cost import cost
+    from .runtime import probe
+    from .training.cost import cost, least_memory, time_here
 
+    on, shape = asked.machine, shape_of(preset, images)
+    runtime = probe(on.device, on.dtype, on.compile, on.threads, update_dtype=on.update_dtype)
+    counted = cost(preset, shape)
     about = {
         "preset": asked.preset,
         "source": presets.PRESETS[asked.preset].source,
         "settings": presets.to_dict(preset),
         "images": len(images.x),
-        "shape": list(shape_of(preset, images).item),
+        "shape": list(shape.item),
         "classes": len(getattr(images, "classes", ())),
         "temperature": temperature(preset.step_size, preset.noise),
-        "cost": cost(preset, shape_of(preset, images)),
+        "cost": counted,
+        "here": time_here(preset, shape, runtime, counted) | {"bytes_at_least": least_memory(preset, shape)},
     }
     terminal.result(about, True, str)
     return 0

@@ -1,6 +1,7 @@
 """What a preset costs before it is run: parameters and floating-point operations, counted from the network itself."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import presets
-from ..energy import energy_and_grad
+from ..energy import Energy, energy_and_grad
 from ..model import build_kernel, build_net
-from ..nets.bound import attached, frozen, updated
+from ..nets.bound import attached, frozen, sampled, updated
 from ..nets.image import least_weights
 from ..nets.trajectory import TrajectoryPredictor
 from ..presets import Preset
+from ..runtime import Runtime
 from ..samplers import run
 from ..shapes import SeriesShape, Shape
 
@@ -36,7 +38,7 @@ def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
     y = torch.rand(1, *_past(shape)) if isinstance(shape, SeriesShape) else y
     attached_steps = {"none": 0, "last": 1, "all": preset.chain_steps}[preset.kl]
     bound = frozen(net, y)  # folding and binding are done once a chain
-    step = _count(lambda: energy_and_grad(bound, x))
+    step = _count(lambda: energy_and_grad(_inner(bound), x))
     update = _count(lambda: attached(net, y)(x).sum().backward())
     through = (
         _count(lambda: frozen(net, y)(_one_attached_step(net, preset, x, y)).sum().backward()) if attached_steps else 0
@@ -54,6 +56,36 @@ def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
         "flop_per_image_and_chain_step": step,
         "flop_per_image_and_update": update,
         "flop_per_iteration": preset.batch * (chain + 2 * update + others * label),
+    }
+
+
+FEW = 16
+"""images that a chain step is timed on"""
+
+
+def time_here(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, flop: dict[str, Any]) -> dict[str, Any]:
+    """How long a run on images takes on this machine, by its operations (`flop` is of `cost`) at the rate of a chain's
+    step: the best of a few, on a few images, warm. Nothing is compiled for it: where a run is, it takes less. Empty for
+    series, whose steps are too small for a rate."""
+    if isinstance(shape, SeriesShape):
+        return {}
+    net, n = build_net(preset, shape).to(runtime.device), min(FEW, preset.batch)
+    twin = sampled(net, runtime.dtype, False if runtime.traced else runtime.compiled)
+    x, y = torch.rand(n, *shape.item, device=runtime.device), None
+    if net.condition:
+        y = torch.zeros(n, dtype=torch.long) if shape.classes else torch.rand(n, shape.condition)
+        y = y.to(runtime.device)
+    E, kernel, seconds = twin.given(y), build_kernel(preset), []
+    for _ in range(4):
+        start = time.perf_counter()
+        float(run(kernel, E, x, 2)[0].x.sum())  # a GPU is waited for
+        seconds.append((time.perf_counter() - start) / (2 * n))
+    each = min(seconds[1:]) / flop["flop_per_image_and_chain_step"] * flop["flop_per_iteration"]
+    return {
+        "seconds_per_iteration": float(f"{each:.3g}"),
+        "hours": float(f"{each * preset.steps / 3600:.3g}"),
+        "by": f"a chain step on {n} images" + (", not compiled: compiled it takes less" if runtime.traced else ""),
+        "runtime": runtime.reason,
     }
 
 
@@ -76,7 +108,12 @@ def _past(shape: Shape | SeriesShape) -> tuple[int, int]:
 
 
 def _one_attached_step(net: nn.Module, preset: Preset, x: Tensor, y: Tensor | None) -> Tensor:
-    return run(build_kernel(preset), attached(net, y), x, 1, differentiate="last")[0].x
+    return run(build_kernel(preset), _inner(attached(net, y)), x, 1, differentiate="last")[0].x
+
+
+def _inner(E: Energy) -> Energy:
+    """The same energy. torch's counter hooks onto what a module is given, which must not be where autograd ends."""
+    return lambda x: E(1 * x)
 
 
 def _count(f: Callable[[], Any]) -> int:

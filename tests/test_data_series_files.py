@@ -132,6 +132,11 @@ def test_a_table_needs_its_columns(tmp_path, head):
     refused(write_csv(tmp_path / "a.csv", [], head), "column")
 
 
+def test_a_head_of_several_lines_is_shown_in_one(tmp_path):
+    """Damage can leave a quote open: what follows it is a name, over lines and all."""
+    refused(write_csv(tmp_path / "a.csv", [("b", 1, 0.5)], 'series,"st'), r"got: series, st\x0ab,1,0.5")
+
+
 def test_parquet_columns_must_hold_numbers_without_gaps(tmp_path):
     bad = [list(row) for row in rows()]
     bad[4][3] = None

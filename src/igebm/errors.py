@@ -6,14 +6,23 @@ Each message is one line and says what was wrong, what was got and what to try; 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+CONTROL = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160))}
+"""what would move a cursor, as text: names of files, columns and classes are not ours"""
+
 
 class InputError(ValueError):
     """A mistake in what the user gave: a flag, a file, a data set. Exit code 2."""
+
+    def __init__(self, message: str):
+        super().__init__(message.translate(CONTROL))
 
 
 class Fault(RuntimeError):
     """A fault while running that no other input would have avoided for certain: divergence, a full disk. Exit code
     1."""
+
+    def __init__(self, message: str):
+        super().__init__(message.translate(CONTROL))
 
 
 def unknown(kind: str, got: str, known: Iterable[str]) -> InputError:

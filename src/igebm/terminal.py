@@ -17,10 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO, cast
 
+from .errors import CONTROL
 from .limits import from_environment, processes
-
-CONTROL = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160))}
-"""what would move a cursor, as text: names of files and classes are not ours"""
 
 Step = Callable[..., None]
 """step(done, total, shown=""): what is done, what there is to do, and a few numbers to show"""

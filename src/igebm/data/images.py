@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ..errors import InputError
-from ..terminal import CONTROL
+from ..errors import CONTROL, InputError
 from .latents import Latent
 
 SPLITS = ("train", "test", "val")

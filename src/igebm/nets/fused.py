@@ -1,10 +1,10 @@
 """E(x) and ∇ₓE(x) of a folded network on a GPU, in some thirty kernels written in Triton (kernels.py).
 
 A convolution is one matrix product over shifted tiles of the image (channels innermost; Hopper's copy engine reads a
-tile of any shift, with zeros beyond the border), and all that surrounds it is done on the product while
-it is still in registers: gain, bias, skip, pool and leaky ReLU on the way up; the ReLU's and the gain's derivatives and
-the skip's gradient on the way down. cuDNN's convolutions are as fast by themselves, but each needs a pass over memory
-before the next (benchmarks/results/h100.json).
+tile of any shift, with zeros beyond the border), and all that surrounds it is done on the product while it is still in
+registers: gain, bias, skip, pool and leaky ReLU on the way up; the ReLU's and the gain's derivatives and the skip's
+gradient on the way down. cuDNN's convolutions alone take as long as these with all of it, and each needs a pass over
+memory before the next (benchmarks/results/h100.json, where_a_step_goes).
 
 The tile of weights is the product's left side and the tile of the image, transposed, its right: the compiler then
 leaves both in shared memory, where the matrix units read them.

@@ -59,8 +59,8 @@ def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
     }
 
 
-FEW = 16
-"""images that a chain step is timed on"""
+FEW = 64
+"""images that a chain step is timed on, at most: fewer would leave a processor less busy than training does"""
 
 
 def time_here(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, flop: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igebm.benchmarks.speed import RESET, peak_growth
+from igebm.benchmarks.speed import RESET, peak_growth, resident
 from igebm.data import MissingSplit, check, load
 from igebm.data import decode as decoding
 from igebm.data.decode import Picture, converted, decode, decode_all
@@ -231,6 +231,31 @@ def test_a_large_picture_takes_eight_bytes_a_pixel(mode, tmp_path):
     read = lambda: decode(Picture("a", lambda: tmp_path / "a.png"), 8, 3)
     assert peak_growth(read) < 8 * 4000 * 3001 / 2**20 + 16
     assert read().shape == (8, 8, 3)
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="the resident set can be told on Linux alone")
+def test_large_pictures_leave_nothing_behind(tmp_path):
+    """Four of 18 million pixels: 144 MB for one while it is read, 576 MB for four at once, and then given back."""
+    for i in range(4):
+        picture(tmp_path / f"{i}.png", (i, 0, 0), (6000, 3000))
+    read = lambda: load(str(tmp_path), image_size=8)
+    assert peak_growth(read) < 8 * 18 + 32
+    before = resident("VmRSS")
+    assert colours(read()) == [[i, 0, 0] for i in range(4)]
+    assert resident("VmRSS") - before < 2**14  # KiB
+
+
+def test_large_pictures_keep_their_place(tmp_path, monkeypatch):
+    """Large ones are decoded by the calling thread, the others by threads: in the order of their names all the same."""
+    monkeypatch.setattr(decoding, "LARGE", 64)
+    for i in range(6):
+        picture(tmp_path / f"{i}.png", (i, 0, 0), (8, 8) if i % 3 else (8, 9))
+    junk(tmp_path / "0.png", (tmp_path / "0.png").read_bytes()[:-24])
+    said = []
+    assert colours(load(str(tmp_path), image_size=8, skip_bad=True, say=said.append)) == [
+        [i, 0, 0] for i in range(1, 6)
+    ]
+    assert any("left out 1 of 6" in line for line in said), said
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "I;16"])

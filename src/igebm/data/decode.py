@@ -23,6 +23,7 @@ IN_MEMORY = 2**30  # bytes; larger sets go to a file that is memory-mapped
 AT_ONCE = 512  # pictures decoded before the first is stored
 GREY = ("1", "L", "LA", "La")
 MOST_PIXELS = 50_000_000  # of a picture, which takes 8 bytes each while it is decoded
+LARGE = 2**24  # pixels; above it pictures are decoded one at a time
 STRIP = 2**18  # pixels that are made over at a time
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 # Pillow looks at a file's content, not at its name, and knows kinds that run programs (EPS) or other machinery.
@@ -141,7 +142,10 @@ def _decode_all(
             if count:
                 say(f"{where}: {what}: {count} of {len(pictures)} images")
         w, h = (image_size, image_size) if image_size else (read[0].size if read else (0, 0))
-        rows = _rows(pictures, good, image_size, (h, w, depth), pool, bad)
+        # glibc keeps what ended threads had: large pictures, and one that is alone, are decoded by this one.
+        most = 0 if len(pictures) == 1 else LARGE
+        ours = {i for i, head in enumerate(heads) if isinstance(head, Head) and head.size[0] * head.size[1] > most}
+        rows = _rows(pictures, good, image_size, (h, w, depth), pool, ours, bad)
 
         def report() -> None:
             _report([f"{pictures[i].name} ({bad[i]})" for i in sorted(bad)], len(pictures), where, skip_bad, say)
@@ -193,9 +197,11 @@ def _rows(
     image_size: int | None,
     shape: tuple[int, int, int],
     pool: Executor,
+    ours: set[int],
     bad: dict[int, str],
 ) -> Iterator[np.ndarray]:
-    """The decoded pictures in order; those that turn out damaged are entered in `bad` instead."""
+    """The decoded pictures in order, those in `ours` by the calling thread; those that turn out damaged are entered in
+    `bad` instead."""
 
     def one(i: int) -> np.ndarray | str:
         try:
@@ -205,7 +211,9 @@ def _rows(
 
     for start in range(0, len(good), AT_ONCE):
         chunk = good[start : start + AT_ONCE]
-        for i, row in zip(chunk, pool.map(one, chunk), strict=True):
+        theirs = pool.map(one, [i for i in chunk if i not in ours])
+        for i in chunk:
+            row = one(i) if i in ours else next(theirs)
             if isinstance(row, str):
                 bad[i] = row
             elif row.shape != shape:

@@ -289,6 +289,12 @@ def test_a_picture_of_ones_own_is_repaired(tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "l")]) == 0
     lower = np.load(tmp_path / "l" / "restored.npy")
     assert (lower[:, :4] == picture[:, :4]).all() and (lower[:, 4:] != picture[:, 4:]).any()
+    ebm, half = igebm.load("digits"), np.repeat([[False] * 8, [True] * 8], 4, 0)
+    same = ebm.restore(np.repeat(picture, 3, 0), half, steps=20)  # told of no class, the library takes them itself
+    assert np.abs(data.quantise(same).permute(0, 2, 3, 1).numpy().astype(int) - lower).max() <= 1
+    taken = json.loads((tmp_path / "l" / "restore.json").read_text())["labels_taken"]
+    noisy = ebm.restore(np.repeat(picture, 3, 0), half, steps=0)
+    assert taken == [ebm.classes[i] for i in ebm.energies(noisy).argmin(1)]
     capsys.readouterr()
     for wrong, why in (
         (["--mask", str(tmp_path / "a.png")], "grey pixels"),

@@ -216,15 +216,14 @@ class EBM:
         counted("batch", batch, 1)
         m, known = self.model, self.pixels(images)
         hole = self._hole(mask, len(known))
-        generator = torch.Generator(m.device).manual_seed(seed)
-        start = torch.where(hole, torch.rand(known.shape, generator=generator, device=m.device), known)
+        start, generator = self._noise_in(hole, known, seed)
         if not hole.any():
             return start
         y = None
         if label is not None:
             y = self._condition(label, len(known))
         elif m.conditional:
-            y = self.classify(start)
+            y = self.classify(start)  # as `seen_in` does
         steps = KINDS["inpaint"] * m.preset.chain_steps if steps is None else steps
         chain = kernel or model.build_kernel(m.preset)
         parts = [start.new_empty(0, *self.shape)]
@@ -237,6 +236,18 @@ class EBM:
                 raise Fault(f"a chain of {m.name} left the numbers; lower the step size")
             parts.append(end.x)
         return torch.cat(parts)
+
+    def seen_in(self, images: Any, mask: Any, seed: int = 0) -> Int64[Tensor, "n"]:
+        """The class that `restore` takes for each image where it is told of none, (N,). Raises InputError for a model
+        without classes."""
+        known = self.pixels(images)
+        return self.classify(self._noise_in(self._hole(mask, len(known)), known, seed)[0])
+
+    def _noise_in(self, hole: Tensor, known: Tensor, seed: int) -> tuple[Tensor, torch.Generator]:
+        """U(0, 1) in the hole, and the generator that it came from."""
+        generator = torch.Generator(self.model.device).manual_seed(seed)
+        noise = torch.rand(known.shape, generator=generator, device=self.model.device)
+        return torch.where(hole, noise, known), generator
 
     def picture(self, images: Any, columns: int = 0) -> Image.Image:
         """Images beside each other, `columns` in a row (0: about square), enlarged to be seen."""

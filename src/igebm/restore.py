@@ -1,5 +1,6 @@
 """What `igebm restore` does: a picture of one's own, repaired in several ways (in-painting, Fig. 4)."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -37,27 +38,34 @@ def restore(asked: Restore) -> Path:
     out = writable_folder(asked.out or free_folder(Path("restored") / asked.image.stem))
     steps = KINDS["inpaint"] * m.preset.chain_steps if asked.steps is None else asked.steps
     model, many = EBM(m), np.repeat(picture, asked.n, 0)
+    # Told of no class, each way has the one that the model sees in the picture with that way's noise in its hole.
+    seen = label if label is not None or not model.classes else model.seen_in(many, hole, asked.seed)
+    taken = None if label is not None or seen is None else [model.classes[i] for i in seen]
     with terminal.bar("restoring") as screen:
-        x = model.restore(many, hole, label, steps, asked.seed, progress=lambda done, total: screen.step(done, total))
+        x = model.restore(many, hole, seen, steps, asked.seed, progress=lambda done, total: screen.step(done, total))
     found = quantise(x).permute(0, 2, 3, 1).cpu().numpy()
     damaged = np.where(hole[None, :, :, None], np.uint8(GREY), picture)
     beside = np.concatenate([picture, damaged, found])
     write_png(out / "restored.png", grid(beside, columns=min(len(beside), 10), least=1000))
     write_array(out / "restored.npy", found)
     with torch.no_grad():
-        energies = model.energy(torch.cat([model.pixels(picture), x]), label).tolist()
+        energies, of_picture = model.energy(x, seen).tolist(), model.energy(picture, label).item()
     about = {
         "model": asked.model,
         "image": str(asked.image),
         "mask": None if asked.mask is None else str(asked.mask),
         "filled_pixels": int(hole.sum()),
         "label": asked.label,
+        "labels_taken": taken,
         "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
         "seed": asked.seed,
-        "energy_of_the_picture": energies[0],
-        "energies": energies[1:],
+        "energy_of_the_picture": of_picture,
+        "energies": energies,
         "machine": circumstances(runtime),
     }
     write_json(out / "restore.json", about)
     terminal.say(f"{hole.sum()} of {hole.size} pixels filled in {asked.n} ways by {steps} steps")
+    if taken:
+        counts = ", ".join(f"{name} ({k})" for name, k in Counter(taken).most_common())
+        terminal.say(f"without --label each is of the class seen in it with noise in its hole: {counts}")
     return out

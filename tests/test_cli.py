@@ -269,6 +269,16 @@ def test_c08_redirected_output_has_no_control_characters_and_closed_stdout_still
     assert b"\r" not in text and b"\x1b" not in text and b"Traceback" not in text
 
 
+@pytest.mark.parametrize("words", ["models digits", "presets", "compose --help"])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_nowhere_to_print_to_and_no_fault(words, closed):
+    shell = f'exec "$@" {closed}'
+    done = subprocess.run(
+        ["bash", "-c", shell, "-", sys.executable, "-m", "igebm", *words.split()], capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 # Interrupts
 
 
@@ -308,11 +318,11 @@ MISTAKES = {
     "unknown command": (["trian"], "did you mean train?"),
     "unknown preset": (["train", "cifar10-con"], "did you mean cifar10-cond"),
     "unknown setting": (["train", "--widht", "3"], "did you mean --width"),
-    "not a number": (["train", "--width", "wide"], "invalid literal"),
+    "not a number": (["train", "--width", "wide"], "give a whole number, got 'wide'"),
     "decimal comma (C31)": (["train", "--lr", "0,0001"], "'0,0001' (write decimals with a dot)"),
     "out of range": (["train", "--restart", "1.5"], "--restart 1.5: choose between 0 and 1"),
     "not finite": (["train", "--lr", "nan"], "finite"),
-    "wrong choice": (["train", "--stem", "5x5"], "'3x3', '4x4/2'"),
+    "wrong choice": (["train", "--stem", "5x5"], "give one of 3x3, 4x4/2, got"),
     "blocks": (["train", "--blocks", "1d two"], "give words such as '1d 1 2d 2'"),
     "buffer smaller than the batch (C25)": (
         ["train", "--buffer-size", "1", "--batch", "4"],

@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -315,6 +316,24 @@ def test_rows_within_plain_data_are_a_table():
     ]
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("command", sorted({*COMMANDS, "eval ood", "eval generation", "eval all"} - {"eval"}))
+def test_help_is_paragraphs_of_the_terminals_width(command, columns, monkeypatch, capsys):
+    """No line is broken where the next word would have fitted, and none is longer than the terminal is wide; what need
+    not be given is shown as it is given."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    told = capsys.readouterr().out.splitlines()
+    assert max(map(len, told)) <= columns
+    assert not [line for line in told if "{None}" in line or "default: None" in line]
+    inside = [line[2:-2].rstrip() for line in told if line.startswith(("│", "|"))]
+    for before, line in pairwise(inside):
+        goes_on = line.startswith(" " * 4) and re.search(r"\S  +\S|^    ", before)
+        if goes_on:
+            assert len(before) + 1 + len(line.split()[0]) > max(map(len, inside)), (before, line)
+
+
 @pytest.mark.parametrize("columns", [40, 60, 80, 160])
 def test_a_bar_never_cuts_the_count_and_the_time_left(columns, tmp_path, monkeypatch):
     """Where it is narrow the numbers of the work give way, then the bar itself."""
@@ -337,7 +356,17 @@ def test_a_mistake_is_answered_with_what_to_write(capsys):
     for words, says in (
         ("--threads 1 train", "options come after the command: igebm COMMAND --threads"),
         ("eval digits ood", "the experiment comes first: igebm eval ood digits"),
-        ("sample digits --steps 1,5", "could be instantiated from ['1,5'] (write decimals with a dot)"),
+        (
+            "sample digits --steps 1,5",
+            "igebm: --steps: give a whole number, got '1,5' (write decimals with a dot); see",
+        ),
+        ("sample digits --n x", "igebm: --n: give a whole number, got 'x'; see igebm sample --help"),
+        ("train --lr abc", "igebm: --lr: give a number, got 'abc'; see igebm train --help"),
+        ("train --stem 4x4", "igebm: --stem: give one of 3x3, 4x4/2, got '4x4'; see igebm train --help"),
+        ("eval ood digits --split", "igebm: unknown option: --split; see igebm eval ood --help"),
+        ("sample digits --nn 3", "igebm: unknown option: --nn 3; did you mean --n?; see igebm sample --help"),
+        ("sample digits --label", "igebm: --label wants a value; see igebm sample --help"),
+        ("sample digits dogs", "igebm: not expected: dogs; see igebm sample --help"),
         ("push digits somewhere", "a folder: ./somewhere/"),
     ):
         assert main(words.split()) == 2

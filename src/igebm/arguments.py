@@ -112,7 +112,8 @@ class Models:
     """The models that come with the package; with a NAME, its card: data, command, machine, what it can and cannot
     do."""
 
-    name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
+    name: Annotated[Positional[str | None], arg(metavar="[NAME]")] = None
+    """one of them"""
     json: bool = False
     """as JSON"""
 
@@ -149,7 +150,7 @@ class DataCheck:
 class Evaluate(Generic[Options]):
     """An experiment of the paper on one model: NAME.json and its figures as PNG and PDF."""
 
-    options: OmitArgPrefixes[Options]
+    options: Annotated[OmitArgPrefixes[Options], arg(name="experiment")]
     common: OmitArgPrefixes[Common]
     machine: OmitArgPrefixes[Machine]
     model: Annotated[Positional[str], arg(metavar="MODEL")]

@@ -489,35 +489,21 @@ def parse(kind: Callable[..., Parsed], command: str, args: list[str], default: P
     """`args` as a `kind`. Raises InputError with one line where they cannot be parsed; --help prints and exits."""
     if shutil.get_terminal_size().columns < 40:
         os.environ["COLUMNS"] = "40"  # where there is less room than for a word, tyro looks for it without end
-    printed = io.StringIO()
+    from . import manual
+
+    if {"-h", "--help"} & set(args):
+        manual.describe(kind)
+    printed, page = io.StringIO(), manual.Page()
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(page):
             more: dict[str, Any] = {} if default is None else {"default": default}
             return tyro.cli(kind, prog=f"igebm {command}", args=args, **more)
     except SystemExit as end:
         if not end.code:
+            print(page.text(), end="")
             terminal.flush_results()
             raise
-        raise InputError(f"{one_line(printed.getvalue())}; see igebm {command} --help") from None
-
-
-def one_line(panel: str) -> str:
-    """What tyro says in a box, as one line: the first part of it, and the options that may have been meant."""
-    # With boxes: a title in the frame, rules between the parts. Without (no UTF-8): the title is a part of its own.
-    lines = [line.strip("│ ") for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
-    parts = [part.split("\n") for part in re.split(r"\n[─-]{5,}\n", "\n".join(lines))]
-    parts = parts if "╭" in panel else parts[1:]
-    said = re.sub(r" \.(?= |$)", "", " ".join(parts[0])).removeprefix("Error parsing settings: ").strip()
-    said = said.split(" Got errors: ")[0].rstrip(" .")  # what each of several types said on its own
-    if re.search(r"'-?\d*,\d+'", said):
-        said += " (write decimals with a dot)"
-    meant = [
-        option
-        for part in parts[1:]
-        if part[0].startswith("Perhaps")
-        for option in re.findall(r"--[a-z0-9-]+", " ".join(part))
-    ]
-    return said + (f"; did you mean {' or '.join(dict.fromkeys(meant[:3]))}?" if meant else "")
+        raise InputError(f"{manual.one_line(printed.getvalue())}; see igebm {command} --help") from None
 
 
 def _fail(code: int, message: str) -> int:

@@ -233,6 +233,26 @@ def test_every_command_has_help(command, capsys):
     assert end.value.code == 0 and f"igebm {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("preset", sorted(presets.PRESETS))
+def test_help_shows_the_defaults_of_the_preset_that_is_named(preset, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", preset, "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    settings = presets.named(preset)
+    assert f"channels of the first stage (default: {settings.width})" in told
+    assert f"training iterations, in total (default: {settings.steps})" in told
+
+
+@pytest.mark.parametrize("words", ["eval ood digits", "sample digits", "restore digits a.png"])
+def test_help_in_the_middle_of_a_line_is_the_whole_help(words, capsys):
+    shown = []
+    for line in (words, words.split(" digits")[0]):
+        with pytest.raises(SystemExit):
+            main([*line.split(), "--help"])
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and " MODEL " in shown[0]
+
+
 def test_eval_lists_every_experiment(capsys):
     assert main(["eval"]) == 0
     listed = capsys.readouterr().out

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from .limits import processes
 from .presets import Machine, Preset, Trainer
 
 Parsed = TypeVar("Parsed")
+Word = TypeVar("Word", bound=str)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +95,7 @@ def _dispatch(args: list[str]) -> int:
 
 
 def train(args: list[str]) -> int:
-    asked = _parse_train(args, presets.named(presets.DEFAULT))
+    asked = _parse_train(args, presets.named(_word_of(presets.PRESETS, args) or presets.DEFAULT))
     if asked.resume is not None:
         return _resume(asked, args)
     # Once more, with the defaults of the preset that was named.
@@ -109,6 +110,11 @@ def train(args: list[str]) -> int:
             asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
         )
         return _ended(outcome, folder, asked.json)
+
+
+def _word_of(known: Iterable[Word], args: list[str]) -> Word | None:
+    """The preset that a command line means, before it is parsed: for --help, which shows that preset's defaults."""
+    return next((word for argument in args for word in known if word == argument), None)
 
 
 def _parse_train(args: list[str], settings: Preset) -> arguments.Train:
@@ -325,7 +331,8 @@ def compare(args: list[str]) -> int:
 
 def baseline(args: list[str]) -> int:
     ask = lambda settings: parse(arguments.BaselineOf, "baseline", args, arguments.BaselineOf(settings))
-    kind = ask(baselines.Settings()).kind
+    guess = _word_of(baselines.DEFAULTS, args)
+    kind = ask(baselines.DEFAULTS[guess] if guess else baselines.Settings()).kind
     if kind not in baselines.DEFAULTS:
         raise unknown("baseline", kind, baselines.DEFAULTS)
     asked = ask(baselines.DEFAULTS[kind])  # once more, with the defaults of the kind that was named
@@ -492,6 +499,7 @@ def parse(kind: Callable[..., Parsed], command: str, args: list[str], default: P
     from . import manual
 
     if {"-h", "--help"} & set(args):
+        args = ["--help"]  # tyro leaves out what was given already
         manual.describe(kind)
     printed, page = io.StringIO(), manual.Page()
     try:

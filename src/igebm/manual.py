@@ -64,7 +64,7 @@ def _metavar(kind: Any) -> str | None:
 
 
 def _default(value: str) -> str:
-    return "" if value == "None" else f"(default: {value})"
+    return "" if value in ("None", "", "''") else f"(default: {value})"
 
 
 class Page(io.TextIOWrapper):

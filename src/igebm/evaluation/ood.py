@@ -107,7 +107,7 @@ def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images
 
     A path that leads nowhere is the user's mistake and raises InputError; so does an empty set.
     """
-    found, left_out = {}, {}
+    found, why = {}, {}
     for name in dict.fromkeys(options.against):
         if name in MADE_UP:
             found[name] = Images(name, make(name, np.asarray(test.x), work.asked.seed), None, ())
@@ -117,12 +117,15 @@ def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images
         except InputError as error:
             if name not in NAMES and not name.startswith("hf:"):
                 raise
-            left_out[name] = str(error)
-            if work.first:
-                work.screen.say(f"{name} is left out: {error}")
+            why[name] = str(error)
         else:
             short = called(name)
             found[short if short not in found else name] = images
+    left_out = {name: line.split("; ")[0] for name, line in why.items()}  # without the places on this machine
+    for reason in dict.fromkeys(left_out.values()) if work.first else ():
+        names = [name for name in left_out if left_out[name] == reason]
+        more = "; put their .npz files where IGEBM_DATA or --data-dir says, or connect to the network"
+        work.screen.say(f"left out: {', '.join(names)}: {why[names[0]] if len(names) == 1 else reason + more}")
     return found, left_out
 
 

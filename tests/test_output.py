@@ -316,6 +316,13 @@ def test_rows_within_plain_data_are_a_table():
     ]
 
 
+def test_a_number_that_there_is_not_is_no_word_of_pythons():
+    """The error of a mean of one, say: an empty place of a table, nothing in a line of counts, none by itself."""
+    row = {"mean": 1.5, "se": None, "n": 1}
+    assert terminal.table([row]).split() == ["mean", "se", "n", "1.5", "1"]
+    assert terminal.pretty({"a": {"b": {"c": row}}, "d": None}) == ["a:", "  b:", "    c: mean 1.5, n 1", "d: none"]
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 @pytest.mark.parametrize("command", sorted({*COMMANDS, "eval ood", "eval generation", "eval all"} - {"eval"}))
 def test_help_is_paragraphs_of_the_terminals_width(command, columns, monkeypatch, capsys):

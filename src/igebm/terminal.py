@@ -194,7 +194,7 @@ def table(rows: list[dict[str, Any]], width: int | None = None) -> str:
     if not rows:
         return ""
     heads = list(rows[0])
-    cells = [heads] + [[str(row.get(h, "")) for h in heads] for row in rows]
+    cells = [heads] + [["" if row.get(h) is None else str(row[h]) for h in heads] for row in rows]
     widths = [max(len(r[i]) for r in cells) for i in range(len(heads))]
     width = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 0)
     widest = widths.index(max(widths))
@@ -221,7 +221,7 @@ def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
     if isinstance(value, dict) and value:
         flat = all(not isinstance(v, dict | list) for v in value.values())
         if flat and depth > 1:
-            return [f"{indent}{name}: " + ", ".join(f"{k} {v}" for k, v in value.items())]
+            return [f"{indent}{name}: " + ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)]
         head = [f"{indent}{name}:"] if name else []
         inner = depth + 1 if name else depth
         return head + [line for k, v in value.items() for line in pretty(v, str(k), inner)]
@@ -229,4 +229,4 @@ def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
         return [f"{indent}{name}:", *(f"{indent}  {line}" for line in table(value).splitlines())]
     if isinstance(value, list | tuple):
         value = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) or "none"
-    return [f"{indent}{name}: {value}"]
+    return [f"{indent}{name}: {'none' if value is None else value}"]

@@ -151,7 +151,7 @@ def test_pictures_beside_class_folders_have_no_label(tmp_path):
     picture(tmp_path / "a/0.png")
     picture(tmp_path / "z.png")
     said = []
-    assert load(str(tmp_path), say=said.append).y.tolist() == [-1, 0] and "1 images lie beside" in said[0]
+    assert load(str(tmp_path), say=said.append).y.tolist() == [-1, 0] and "1 image beside" in said[0]
 
 
 def test_a_folder_that_links_to_itself(tmp_path):
@@ -201,7 +201,7 @@ def test_cut_off_files_of_every_kind_are_named(tmp_path, extension, share):
     Image.fromarray(pixels).save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(InputError, match=rf"1 of 1 images .* cut\.{extension} \("):
+    with pytest.raises(InputError, match=rf"1 of 1 image .* cut\.{extension} \("):
         load(str(tmp_path))
 
 

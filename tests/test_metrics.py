@@ -209,7 +209,7 @@ def test_c14_shuffled_splits_and_copies():
 
 @pytest.mark.parametrize("n", [0, 1, 5, 9])
 def test_c14_fewer_rows_than_splits(n):
-    with pytest.raises(InputError, match=f"{n} images cannot be split into 10 parts"):
+    with pytest.raises(InputError, match=f"{n} images? cannot be split into 10 parts"):
         inception_score(np.full((n, 10), 0.1), 10)
 
 

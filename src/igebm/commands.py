@@ -13,7 +13,7 @@ import torch
 from . import __version__, data, forecast, model, terminal
 from .arguments import ConceptsOf, DataCheck, EnergyOf, Evaluate, RolloutOf, Sample
 from .data import Images
-from .errors import Fault, InputError, within
+from .errors import Fault, InputError, many, within
 from .files import free_folder, what_is, writable_file, writable_folder, write_array, write_json, write_text
 from .inputs import labels_for, load_split, matches, open_model
 from .model import Model
@@ -66,7 +66,9 @@ def sample(asked: Sample) -> Path:
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     write_json(out / "sample.json", about)
-    terminal.say(f"{n} samples by {steps} steps from {asked.init}, with the averaged weights of step {m.step}")
+    terminal.say(
+        f"{many(n, 'sample')} by {many(steps, 'step')} from {asked.init}, with the averaged weights of step {m.step}"
+    )
     return out
 
 
@@ -95,7 +97,7 @@ def starts(asked: Sample, m: Model) -> tuple[np.ndarray | None, np.ndarray | Non
             f"there is nothing to start from in the {asked.init} for label {asked.label}; use --init noise"
         )
     if len(x) < asked.n:
-        terminal.say(f"the {asked.init} holds {len(x)} such images, fewer than the {asked.n} asked for")
+        terminal.say(f"the {asked.init} holds {many(len(x), 'such image')}, fewer than the {asked.n} asked for")
     x, y = x[: asked.n], None if y is None else y[: asked.n]
     if m.shape.classes and y is None:
         y = np.arange(len(x), dtype=np.int64) % m.net.condition

@@ -14,7 +14,7 @@ from .arguments import Compose, Infer
 from .circumstances import circumstances
 from .data import quantise
 from .data.latents import Latent, drawn, on_circle
-from .errors import Fault, InputError
+from .errors import Fault, InputError, many
 from .files import free_folder, writable_folder, write_array, write_json
 from .inputs import open_model, read_picture
 from .model import Model, batches, build_kernel
@@ -71,7 +71,7 @@ def compose(asked: Compose) -> Path:
         "machine": circumstances(runtime),
     }
     write_json(out / "compose.json", about)
-    terminal.say(f"{asked.n} samples of {len(parsed)} terms by {steps} steps")
+    terminal.say(f"{many(asked.n, 'sample')} of {many(len(parsed), 'term')} by {many(steps, 'step')}")
     return out
 
 

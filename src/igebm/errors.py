@@ -37,6 +37,11 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {got!r}; {hint}")
 
 
+def many(n: int, thing: str) -> str:
+    """1 image, 2 images: for messages."""
+    return f"{n} {thing}" + "s" * (n != 1)
+
+
 def within(flag: str, value: int | None, low: int, high: int) -> None:
     """Raises InputError for a number outside low..high; None is no number."""
     if value is not None and not low <= value <= high:

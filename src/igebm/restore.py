@@ -10,7 +10,7 @@ from . import terminal
 from .arguments import Restore
 from .circumstances import circumstances
 from .data import quantise
-from .errors import InputError, within
+from .errors import InputError, many, within
 from .evaluation.masks import lower_half, read_mask
 from .evaluation.restoration import KINDS
 from .files import free_folder, writable_folder, write_array, write_json
@@ -37,12 +37,12 @@ def restore(asked: Restore) -> Path:
     picture = read_picture(asked.image, m)
     out = writable_folder(asked.out or free_folder(Path("restored") / asked.image.stem))
     steps = KINDS["inpaint"] * m.preset.chain_steps if asked.steps is None else asked.steps
-    model, many = EBM(m), np.repeat(picture, asked.n, 0)
+    model, copies = EBM(m), np.repeat(picture, asked.n, 0)
     # Told of no class, each way has the one that the model sees in the picture with that way's noise in its hole.
-    seen = label if label is not None or not model.classes else model.seen_in(many, hole, asked.seed)
+    seen = label if label is not None or not model.classes else model.seen_in(copies, hole, asked.seed)
     taken = None if label is not None or seen is None else [model.classes[i] for i in seen]
     with terminal.bar("restoring") as screen:
-        x = model.restore(many, hole, seen, steps, asked.seed, progress=lambda done, total: screen.step(done, total))
+        x = model.restore(copies, hole, seen, steps, asked.seed, progress=lambda done, total: screen.step(done, total))
     found = quantise(x).permute(0, 2, 3, 1).cpu().numpy()
     damaged = np.where(hole[None, :, :, None], np.uint8(GREY), picture)
     beside = np.concatenate([picture, damaged, found])
@@ -64,7 +64,7 @@ def restore(asked: Restore) -> Path:
         "machine": circumstances(runtime),
     }
     write_json(out / "restore.json", about)
-    terminal.say(f"{hole.sum()} of {hole.size} pixels filled in {asked.n} ways by {steps} steps")
+    terminal.say(f"{hole.sum()} of {hole.size} pixels filled in {many(asked.n, 'way')} by {many(steps, 'step')}")
     if taken:
         counts = ", ".join(f"{name} ({k})" for name, k in Counter(taken).most_common())
         terminal.say(f"without --label each is of the class seen in it with noise in its hole: {counts}")

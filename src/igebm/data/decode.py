@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import InputError
+from ..errors import InputError, many
 from ..files import whole
 from ..limits import release_memory
 from .images import check_options, square, with_channels
@@ -140,7 +140,7 @@ def _decode_all(
         clear = sum(head.transparent for head in read)
         for count, what in ((oblong, "not square, cut to the middle"), (clear, "transparent, laid over white")):
             if count:
-                say(f"{where}: {what}: {count} of {len(pictures)} images")
+                say(f"{where}: {what}: {count} of {many(len(pictures), 'image')}")
         w, h = (image_size, image_size) if image_size else (read[0].size if read else (0, 0))
         # glibc keeps what ended threads had: large pictures, and one that is alone, are decoded by this one.
         most = 0 if len(pictures) == 1 else LARGE
@@ -255,8 +255,8 @@ def _report(bad: list[str], total: int, where: str, skip_bad: bool, say: Callabl
     listed = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
     if len(bad) == total or not skip_bad:
         hint = "" if len(bad) == total else "; repair or remove them, or leave them out with --skip-bad"
-        raise InputError(f"{len(bad)} of {total} images in {where} cannot be read: {listed}{hint}")
-    say(f"left out {len(bad)} of {total} images in {where} that cannot be read: {listed}")
+        raise InputError(f"{len(bad)} of {many(total, 'image')} in {where} cannot be read: {listed}{hint}")
+    say(f"left out {len(bad)} of {many(total, 'image')} in {where} that cannot be read: {listed}")
 
 
 def _one_size(sizes: Iterable[tuple[int, int]], where: str) -> None:

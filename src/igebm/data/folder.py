@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, many
 from ..files import whole
 from .arrays import read_npy
 from .decode import Picture, decode_all
@@ -52,7 +52,7 @@ def load_folder(
     if listing.passed:
         some = ", ".join(shown(path.name) for path in listing.passed[:3])
         dots = ", ..." if len(listing.passed) > 3 else ""
-        say(f"{where}: passed over {len(listing.passed)} files that are not images ({some}{dots})")
+        say(f"{where}: passed over {many(len(listing.passed), 'file')} of other kinds ({some}{dots})")
     if not listing.files:
         raise InputError(f"no images found in {where}; looked for {' '.join(EXTENSIONS)}, in any case")
     if listing.empty:
@@ -69,7 +69,8 @@ def load_folder(
     number = {name: k for k, name in enumerate(listing.classes)}
     y = np.array([number.get(files[i][1], -1) for i in kept], dtype=np.int64)
     if (y < 0).any():
-        say(f"{where}: {np.count_nonzero(y < 0)} images lie beside the class folders and are taken as unlabelled")
+        beside = many(int((y < 0).sum()), "image")
+        say(f"{where}: {beside} beside the class folders, taken as unlabelled")
     return Images(where, x, y, tuple(shown(name) for name in listing.classes), files=names)
 
 
@@ -165,7 +166,8 @@ def _pixels(
         if path.exists() and index.exists():
             kept = np.asarray(read_npy(index))
             if len(kept) < len(files):
-                say(f"left out {len(files) - len(kept)} of {len(files)} images in {shown(root)} that cannot be read")
+                lost = f"{len(files) - len(kept)} of {many(len(files), 'image')}"
+                say(f"left out {lost} in {shown(root)} that cannot be read")
             return read_npy(path), kept
     x, kept = decode_all(
         pictures, shown(root), image_size=image_size, channels=channels, skip_bad=skip_bad, say=say, spill=spill

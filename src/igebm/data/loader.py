@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, many
 from ..gpu import sent
 from .images import Images, silent
 
@@ -105,7 +105,7 @@ class Loader:
         if not 0 <= crop < min(h, w):
             raise InputError(f"random crops must move images by less than their size, {w}x{h}, got {crop}")
         if n < batch:
-            say(f"{images.name} has {n} images, fewer than the batch of {batch}: every batch repeats some")
+            say(f"{images.name} has {many(n, 'image')}, fewer than the batch of {batch}: every batch repeats some")
         self.images, self.batch, self.seed, self.device = images, batch, seed, torch.device(device)
         self.rank, self.world, self.flip, self.crop = rank, world, flip, crop
         self.y = None if images.y is None else torch.from_numpy(images.y).to(self.device)

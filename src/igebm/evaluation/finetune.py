@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import ranks
 from ..data import Images, Loader, MissingSplit
-from ..errors import Fault, InputError
+from ..errors import Fault, InputError, many
 from ..model import Model, batches, build_image_net
 from ..nets.image import ImageEnergy
 from ..nets.layers import power_iteration
@@ -177,7 +177,9 @@ def splits(work: Work, labels: int) -> tuple[Images, Images]:
 def labelled(work: Work, split: str) -> Images:
     images = work.images(split)
     if images.classes and images.y is not None and (images.y < 0).any():
-        work.screen.say(f"{(images.y < 0).sum()} images without a label of {images.name}'s {split} split are left out")
+        work.screen.say(
+            f"{many(int((images.y < 0).sum()), 'image')} without a label of {images.name}'s {split} split are left out"
+        )
         images = taken(images, np.flatnonzero(images.y >= 0))
     need_labels(images, "finetune")
     return images

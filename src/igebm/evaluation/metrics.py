@@ -14,7 +14,7 @@ from scipy.linalg import eigh, svdvals
 from scipy.special import rel_entr
 from scipy.stats import rankdata
 
-from ..errors import Fault, InputError
+from ..errors import Fault, InputError, many
 
 BLOCK = 1024
 """rows that are worked on at once, so that memory does not grow with their number"""
@@ -198,7 +198,9 @@ def inception_score(p: Float[np.ndarray, "n k"], splits: int = 10, seed: int = 0
     """
     p = _checked(p, "class probabilities")
     if splits < 1 or len(p) < splits:
-        raise InputError(f"{len(p)} images cannot be split into {splits} parts; take fewer splits or more images")
+        raise InputError(
+            f"{many(len(p), 'image')} cannot be split into {many(splits, 'part')}; take fewer splits or more images"
+        )
     sums = p.sum(1)
     if p.min() < 0 or not np.allclose(sums, 1, atol=1e-3):
         raise InputError(

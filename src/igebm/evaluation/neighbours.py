@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..data import MissingSplit
-from ..errors import InputError
+from ..errors import InputError, many
 from ..inputs import matches
 from ..model import batches
 from ..report import figures
@@ -51,7 +51,7 @@ def run(work: Work, options: Neighbours) -> dict[str, Any]:
         chosen = np.sort(np.random.default_rng(work.asked.seed).permutation(len(chosen))[: options.train])
         train = train._replace(x=train.x[chosen], y=None if train.y is None else train.y[chosen], files=())
     if options.k > len(train.x):
-        raise InputError(f"--k {options.k}: {train.name} has {len(train.x)} training images")
+        raise InputError(f"--k {options.k}: {train.name} has {many(len(train.x), 'training image')}")
     tests = test_images(work, options.tests)
     steps = m.preset.sample_steps if options.steps is None else options.steps
     labels = labels_in_turn(m, options.n)

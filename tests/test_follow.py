@@ -33,6 +33,15 @@ def test_watch_tells_step_rate_time_left_and_rollbacks(tmp_path, capsys):
     assert "went back at step 35 to 30: the loss is not finite" in shown
 
 
+def test_a_run_that_was_gone_on_with_has_the_rate_of_its_own_time(tmp_path, capsys):
+    """30 steps in 15 s, then a clock that starts anew, then 20 steps in 10 s: half a second each, and 30 left."""
+    run = run_folder(tmp_path / "a", 10, 1.0, 0.1)
+    clocks = [(10, 5.0), (20, 10.0), (30, 15.0), (40, 20.0), (50, 2.0), (60, 7.0), (70, 12.0)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": k, "seconds": s}) + "\n" for k, s in clocks))
+    assert main(["watch", str(run)]) == 0
+    assert "step 70 of 100, 0.5 s each, 0:15 left" in capsys.readouterr().out
+
+
 def test_compare_shows_last_numbers_and_what_differs(tmp_path, capsys):
     a, b = run_folder(tmp_path / "a", 50, 1.0, 0.1), run_folder(tmp_path / "b", 30, -1.0, 0.2)
     assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out"), "--json"]) == 0

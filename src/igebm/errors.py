@@ -37,9 +37,9 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {got!r}; {hint}")
 
 
-def many(n: int, thing: str) -> str:
+def many(n: int, thing: str, things: str | None = None) -> str:
     """1 image, 2 images: for messages."""
-    return f"{n} {thing}" + "s" * (n != 1)
+    return f"{n} {thing if n == 1 else things or thing + 's'}"
 
 
 def within(flag: str, value: int | None, low: int, high: int) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,11 @@ def state(folder: Path, settings: dict[str, Any], log: Log) -> dict[str, Any]:
     line of numbers, and when it went back."""
     last, total = log.entries[-1] if log.entries else {"step": 0}, settings.get("steps")
     seconds = [(e["step"], e["seconds"]) for e in log.entries[-50:] if isinstance(e.get("seconds"), int | float)]
+    # A run that was gone on with has its clock start anew: what lies between two such lines is no time of its own.
+    spans = [(n - m, t - s) for (m, s), (n, t) in pairwise(seconds) if n > m and t > s]
     each = left = None
-    if len(seconds) > 1 and seconds[-1][0] > seconds[0][0] and seconds[-1][1] > seconds[0][1]:
-        each = (seconds[-1][1] - seconds[0][1]) / (seconds[-1][0] - seconds[0][0])
+    if spans:
+        each = sum(t for _, t in spans) / sum(n for n, _ in spans)
         left = each * max(0, total - last["step"]) if isinstance(total, int) else None
     return {
         "run": folder, "step": last["step"], "steps": total, "seconds_each": each, "seconds_left": left, "last": last,

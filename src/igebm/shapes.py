@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .data.latents import Latent
-from .errors import InputError
+from .errors import InputError, many
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,17 @@ class SeriesShape:
     def to_dict(self) -> dict[str, Any]:
         series = {"past": self.past, "features": list(self.features), "mean": list(self.mean), "std": list(self.std)}
         return {"shape": list(self.item), "classes": [], "latents": [], "series": series}
+
+
+def described(shape: Shape | SeriesShape) -> str:
+    """In words, for messages: images of 32x32x3 (height, width, channels) with 2 classes: cat, dog."""
+    if isinstance(shape, SeriesShape):
+        return f"series of {', '.join(shape.features)} with {many(shape.past, 'past state')}"
+    size = f"images of {shape.height}x{shape.width}x{shape.channels}"
+    if shape.latents:
+        return f"{size} with the latents {', '.join(latent.name for latent in shape.latents)}"
+    some = ", ".join(shape.classes[:10]) + (", ..." if len(shape.classes) > 10 else "")
+    return f"{size} with {many(len(shape.classes), 'class', 'classes')}: {some}" if shape.classes else size
 
 
 def from_dict(about: dict[str, Any], path: Path) -> Shape | SeriesShape:

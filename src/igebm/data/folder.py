@@ -49,6 +49,9 @@ def load_folder(
     """
     where = shown(root)
     listing = list_folder(root)
+    wanted = canonical(split)
+    if listing.files and wanted not in listing.files:
+        raise MissingSplit(where, split, listing.files)
     if listing.passed:
         some = ", ".join(shown(path.name) for path in listing.passed[:3])
         dots = ", ..." if len(listing.passed) > 3 else ""
@@ -57,9 +60,6 @@ def load_folder(
         raise InputError(f"no images found in {where}; looked for {' '.join(EXTENSIONS)}, in any case")
     if listing.empty:
         say(f"{where}: no class for folders without images: {', '.join(shown(name) for name in listing.empty)}")
-    wanted = canonical(split)
-    if wanted not in listing.files:
-        raise MissingSplit(where, split, listing.files)
     files = listing.files[wanted]
     pictures = [Picture(shown(path.relative_to(root)), partial(Path, path)) for path, _ in files]
     x, kept = _pixels(root, files, pictures, image_size, channels, skip_bad, say, data_dir)

@@ -42,7 +42,7 @@ def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None,
     for i, m in enumerate(models):
         kinds.setdefault(str(m.facts.get("preset", m.name)), []).append(i)
     draw(out, errors, kinds)
-    animate(out, truth, paths, kinds, series.features, past)
+    moving = animate(out, truth, paths, kinds, series.features, past)
     return {
         "data": spec,
         "windows": len(truth),
@@ -59,7 +59,7 @@ def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None,
             for m, e in zip(models, errors, strict=True)
         ],
         "kinds": {kind: summary([errors[i].mean(0) for i in members]) for kind, members in kinds.items()},
-        "figures": ["rollout.png", "rollout.gif"],
+        "figures": ["rollout.png", *(["rollout.gif"] if moving else [])],
     }
 
 
@@ -128,12 +128,12 @@ def animate(
     features: tuple[str, ...],
     past: int,
     side: int = 220,
-) -> None:
-    """True (grey) and predicted (coloured) places of the first window's first ball, one panel a kind; series without
-    places x and y get none."""
+) -> bool:
+    """True (grey) and predicted (coloured) places of the first window's first ball, one panel a kind; whether there is
+    one: series without places x and y get none."""
     names = [name.rstrip("1") for name in features]
     if "x" not in names or "y" not in names:
-        return
+        return False
     columns = [names.index("x"), names.index("y")]
     at = lambda p: tuple((8 + np.clip(p, -0.02, 1.02) * (side - 16)).tolist())
     frames = []
@@ -156,3 +156,4 @@ def animate(
         frames.append(scene)
     with whole(out / "rollout.gif") as temporary:
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=60, loop=0)
+    return True

@@ -1,5 +1,6 @@
 """A run and its folder: start one, go on with one, one process at a time."""
 
+import errno
 import hashlib
 import os
 import platform
@@ -29,7 +30,7 @@ from ..limits import affordable
 from ..presets import Preset, Trainer
 from ..report.found import read_json
 from ..runtime import Runtime, probe
-from ..shapes import SeriesShape, Shape, from_dict
+from ..shapes import SeriesShape, Shape, described, from_dict
 from . import state as states
 from .cost import least_memory
 from .loop import Outcome, Stopped, Watcher, train, write_final_grid, write_rollouts
@@ -58,18 +59,17 @@ def new(
     images = open_data(preset, data_dir, skip_bad)
     preset = settled(name, preset, images)
     shape = shape_of(preset, images)
-    # Refused before the folder is made: what does not fit the memory, a network or crops that do not fit the images.
+    # Refused before the folder is made: what does not fit the memory, a network, crops or weights that do not fit.
     fits_memory(preset, shape, runtime)
-    model.build_net(preset, shape)
     loader = open_loader(preset, images, runtime)
+    facts = {"preset": name, "seed": preset.seed, "data": fingerprint(images)}
+    state = states.start(preset, shape, runtime, facts | ({"skip_bad": True} if skip_bad else {}))
+    if source is not None:
+        states.init_from(state, source)
     folder = open_folder(name, out)
     with alone(folder):
         if ranks.rank() == 0:
             holds_no_run(folder)  # once more, now that nobody else can start one here
-        facts = {"preset": name, "seed": preset.seed, "data": fingerprint(images)}
-        state = states.start(preset, shape, runtime, facts)
-        if source is not None:
-            states.init_from(state, source)
         write_preset(folder, state, runtime)
         states.save_checkpoint(folder, state, runtime)  # something to go back to from the first step on
         return finish(state, loader, folder, runtime), folder
@@ -105,7 +105,7 @@ def resume(
             terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total)")
             return Outcome("done", step, 0.0), folder
         runtime = open_machine(machine, preset.network, saved["runtime"])
-        images = open_data(preset, data_dir, skip_bad)
+        images = open_data(preset, data_dir, skip_bad or saved["facts"].get("skip_bad", False))
         shape = from_dict(saved, folder)
         fits_memory(preset, shape, runtime)
         state = states.start(preset, shape, runtime, saved["facts"])
@@ -325,11 +325,14 @@ def check_data(state: TrainState, images: Images | Series, folder: Path, step: i
     here = shape_of(state.preset, images)
     if here != state.shape:
         raise InputError(
-            f"{folder} was trained on data of {state.shape}, those now are {here}; give it the data it had"
+            f"{folder} was trained on {described(state.shape)}; now the data are {described(here)}: give those it had"
         )
     had, now = [state.facts.get("data", {}), *state.facts.get("data_since", [])], fingerprint(images)
     if any(had[-1].get(part) != now[part] for part in ("images", "sha256")):  # the name may be spelled another way
-        terminal.say(f"the data are not those that {folder} had ({had[-1]} until step {step}, {now} now)")
+        said = [f"{d.get('name')}: {d.get('images')} items, {d.get('sha256')}" for d in (had[-1], now)]
+        terminal.say(
+            f"the data, or their order, are not those that {folder} had ({said[0]}; from step {step} {said[1]})"
+        )
         state.facts = state.facts | {"data_since": [*had[1:], now | {"step": step}]}
 
 
@@ -375,10 +378,14 @@ def new_folder(wanted: Path) -> Path:
         folder = free_folder(wanted)
         try:
             writable_folder(folder.parent)
+            if what_is(folder) == "folder":
+                folder.rmdir()  # an empty one; made anew, so that of two processes one has it
             folder.mkdir()
             return folder
-        except FileExistsError:
-            continue  # made by another process since
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY):
+                raise
+            # else: taken by another process since
 
 
 def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:

@@ -125,6 +125,22 @@ def test_numbers_of_a_card_are_the_numbers():
     assert share.numbers(found) == {"a": "1.235", "b": "0.5 ± 0.01", "c, d e": "3"}
 
 
+@pytest.mark.parametrize("theirs", ["README.md", "preset.json", "model.safetensors", "samples.png"])
+def test_what_others_have_written_is_not_written_over(theirs, run_folder, tmp_path, capsys):
+    """A folder with a file of that name is no place for a push, unless an earlier one made it: that is brought up to
+    date."""
+    mine = tmp_path / "project"
+    mine.mkdir()
+    (mine / theirs).write_text("my own")
+    line = refused(capsys, "push", str(run_folder), str(mine), *FAST)
+    assert f"{mine / theirs} would be replaced" in line
+    assert [path.name for path in mine.iterdir()] == [theirs] and (mine / theirs).read_text() == "my own"
+    (mine / theirs).rename(mine / "notes.txt")
+    for _ in range(2):
+        assert main(["push", str(run_folder), str(mine), *FAST]) == 0
+    assert (mine / "notes.txt").read_text() == "my own"
+
+
 def test_results_of_another_step_are_left_out_and_said(run_folder, tmp_path, capsys):
     again = tmp_path / "tiny"
     shutil.copytree(run_folder, again)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ def circumstances(runtime: Runtime, command: str | None = None) -> dict[str, Any
         "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "commit": commit(),
-        "command": command or " ".join(["igebm", *sys.argv[1:]]),
+        "command": command or shlex.join(["igebm", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -149,10 +149,13 @@ def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
     if outcome.reason == "interrupted":
         terminal.say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
         return 130
+    from .follow import settings_of
+
+    series = settings_of(folder).get("network") == "trajectory"
     ended = "time is up at step" if outcome.reason == "minutes" else "step"
     terminal.say(
         f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; pictures in {folder / 'samples'}; "
-        f"next: igebm sample {folder}"
+        f"next: igebm {'eval rollout' if series else 'sample'} {folder}"
     )
     return 0
 

@@ -6,6 +6,7 @@ else: no pickle is written, fetched or opened, and JSON, picture and weights are
 
 import json
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .arguments import Pull, Push
 from .data.decode import Picture, decode
 from .data.images import shown
 from .data.named import NAMED
-from .errors import InputError
+from .errors import InputError, many
 from .evaluation.settings import EXPERIMENTS
 from .evaluation.work import folder_of
 from .files import free_folder, what_is, writable_folder, write_json, write_text
@@ -54,6 +55,8 @@ def push(asked: Push) -> str:
         raise InputError(f"{folder} is the model's own folder; give another, or owner/name")
     if folder is None:
         hub.ready_to_push()
+    elif foreign := not_ours(folder):
+        raise InputError(f"{foreign} would be replaced, and igebm push did not write it; give another folder")
     elif asked.picture is None:  # else drawing one takes its time
         writable_folder(folder, "give another")
     data = about["settings"].get("data", "")
@@ -77,6 +80,17 @@ def push(asked: Push) -> str:
 def is_folder(to: str, said: bool) -> bool:
     """Whether a target is a folder: --to-folder, a path that starts or ends as one, or one that is there."""
     return said or to.startswith((".", "/", "~")) or to.endswith("/") or what_is(Path(to)) == "folder"
+
+
+def not_ours(folder: Path) -> Path | None:
+    """A file that push would write over in a folder that holds no card of an earlier push."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        card = ""
+    if card.startswith("---\n") and 'library_name: "igebm"' in card:
+        return None
+    return next((folder / name for name in (*SMALL, hub.MODEL) if what_is(folder / name) != "nothing"), None)
 
 
 def write_tree(
@@ -138,7 +152,7 @@ def command_of(path: Path, preset: dict[str, Any]) -> str:
     if path.parent == pretrained.FOLDER:
         return pretrained.card(path.stem)["command"]
     told = preset.get("command")
-    return " ".join(map(str, told)) if isinstance(told, list) else ""
+    return shlex.join(map(str, told)) if isinstance(told, list) else ""
 
 
 def picture_of(asked: Push, about: dict[str, Any], path: Path) -> np.ndarray | None:
@@ -240,9 +254,9 @@ def card(
     kind = about.get("baseline")
     data = settings.get("data", "")
     if series := isinstance(shape, SeriesShape):
-        of = f"the next state of time series of {count(len(shape.features), 'feature')}"
+        of = f"the next state of time series of {many(len(shape.features), 'feature')}"
     else:
-        of = f"images of {shape.height}x{shape.width} with {count(shape.channels, 'channel')}"
+        of = f"images of {shape.height}x{shape.width} with {many(shape.channels, 'channel')}"
     front = {
         "license": licence,
         "library_name": "igebm",
@@ -360,7 +374,7 @@ def parameters(tensors: dict[str, Any]) -> int:
 
 def condition(shape: Shape | SeriesShape, settings: dict[str, Any]) -> str:
     if isinstance(shape, SeriesShape):
-        return f"{count(shape.past, 'state')} before"
+        return f"{many(shape.past, 'state')} before"
     if not settings.get("conditional", False):
         return ""
     names = shape.classes or tuple(latent.name for latent in shape.latents)
@@ -379,10 +393,6 @@ def spelled(data: Any) -> str:
     """A data set's name; of a path on somebody's machine the last part."""
     name = str(data)
     return plain(Path(name).name if Path(name).is_absolute() else name)
-
-
-def count(n: int, what: str) -> str:
-    return f"{n} {what}{'s' if n != 1 else ''}"
 
 
 def table(rows: list[tuple[str, str]]) -> list[str]:

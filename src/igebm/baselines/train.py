@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -284,7 +285,7 @@ def about(settings: Settings, images: Images) -> dict[str, Any]:
     return {
         "data": fingerprint(images),
         "seed": settings.seed,
-        "command": " ".join(["igebm", *sys.argv[1:]]),
+        "command": shlex.join(["igebm", *sys.argv[1:]]),
         "versions": {"igebm": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
         "machine": {"system": platform.platform(), "cpu": cpu_name(), "cores": os.cpu_count()},
     }

@@ -1,6 +1,5 @@
 """What an experiment works with (model, data, where results go), and what it leaves: NAME.json beside its figures."""
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -129,7 +128,7 @@ def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds
         "batch": work.asked.batch,
         "processes": ranks.size(),
         "seconds": round(seconds, 1),
-        "machine": circumstances(work.runtime, " ".join(["igebm", *sys.argv[1:]])),
+        "machine": circumstances(work.runtime),
     }
     if work.first:
         write_json(work.out / f"{name}.json", about)

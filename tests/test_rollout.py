@@ -2,6 +2,7 @@
 from a file through training to the figure at the command line."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -138,12 +139,18 @@ def test_a_users_series_train_resume_and_roll_out(name, waves, tmp_path, capsys)
     assert main([*words, "--steps", "2", "--out", str(run)]) == 0
     assert main(["train", "--resume", str(run), "--steps", "3"]) == 0
     assert (run / "samples" / "rollouts-0000003.png").stat().st_size > 0
+    assert f"next: igebm eval rollout {run}" in (told := capsys.readouterr().err)
     assert forecast.load(run).step == 3
-    assert capsys.readouterr().err.count("; float32 and eager (a time series' network is small); ") == 2
+    assert told.count("; float32 and eager (a time series' network is small); ") == 2
     capsys.readouterr()
     assert main(["eval", "rollout", str(run), str(run), "--length", "5", "--n", "4", "--out", str(out)]) == 0
     found = json.loads((out / "rollout.json").read_text())["numbers"]
     assert found["kinds"][name]["seeds"] == 2 and len(found["models"][0]["mse"]) == 5
+    # A point that goes round by 0.3 a state is 2 sin(0.15 h) of a radius away after h; a feature's variance is 1/2.
+    assert found["standing_still"]["mse"] == pytest.approx([4 * math.sin(0.15 * h) ** 2 for h in range(1, 6)], rel=0.02)
+    assert "standing still" in (shown := capsys.readouterr().out) and "after 5" in shown
+    assert main(["eval", "rollout", str(run), "--length", "2", "--n", "4", "--out", str(tmp_path / "o2")]) == 0
+    assert list(json.loads((tmp_path / "o2" / "rollout.json").read_text())["numbers"]["kinds"]) == ["run"]
     assert (out / "rollout.png").exists() and (out / "rollout.gif").exists()
 
 

@@ -242,10 +242,13 @@ def rollout(asked: RolloutOf) -> int:
     about = record_plain(out, "rollout", asked.options, found, asked.seed, runtime, time.perf_counter() - start)
     rows = [
         {"model": kind, "seeds": row["seeds"]}
-        | {f"mse {h}": v for h, v in zip(row["horizons"], row["mse"], strict=True)}
+        | {f"after {h}": f"{v:.4g}" for h, v in zip(row["horizons"], row["mse"], strict=True)}
         for kind, row in found["kinds"].items()
     ]
-    terminal.result(about, asked.json, lambda: f"{terminal.table(rows)}\nfolder: {out}")
+    still, horizons = found["standing_still"]["mse"], next(iter(found["kinds"].values()))["horizons"]
+    rows.append({"model": "standing still"} | {f"after {h}": f"{still[h - 1]:.4g}" for h in horizons})
+    head = "squared error per feature, in shares of its variance, after so many states:"
+    terminal.result(about, asked.json, lambda: f"{head}\n{terminal.table(rows)}\nfolder: {out}")
     return 0
 
 

@@ -38,10 +38,9 @@ def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None,
         found = m.rollout(start, options.length, seed, options.steps, options.average, tell)
         errors.append(squared_error(found, truth[:, past:], unit))
         paths.append(found)
-    kinds: dict[str, list[int]] = {}
-    for i, m in enumerate(models):
-        kinds.setdefault(str(m.facts.get("preset", m.name)), []).append(i)
-    draw(out, errors, kinds)
+    kinds = of_one_kind(models)
+    still = squared_error(np.repeat(truth[:, past - 1 : past], options.length, 1), truth[:, past:], unit)
+    draw(out, errors, kinds, still)
     moving = animate(out, truth, paths, kinds, series.features, past)
     return {
         "data": spec,
@@ -58,9 +57,21 @@ def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None,
             }
             for m, e in zip(models, errors, strict=True)
         ],
+        "standing_still": {
+            "what": "the last state known, for all that follow",
+            "mse": [round(float(v), 6) for v in still.mean(0)],
+        },
         "kinds": {kind: summary([errors[i].mean(0) for i in members]) for kind, members in kinds.items()},
         "figures": ["rollout.png", *(["rollout.gif"] if moving else [])],
     }
+
+
+def of_one_kind(models: list[Forecaster]) -> dict[str, list[int]]:
+    """The models of each preset, several being its seeds; by their own names where each is alone."""
+    of = [str(m.facts.get("preset", m.name)) for m in models]
+    names = [m.name for m in models]
+    labels = names if len(set(of)) == len(of) and len(set(names)) == len(names) else of
+    return {label: [i for i, other in enumerate(labels) if other == label] for label in labels}
 
 
 def test_series(spec: str, least: int) -> Series:
@@ -105,7 +116,9 @@ def summary(curves: list[Float[np.ndarray, " t"]]) -> dict[str, Any]:
     }
 
 
-def draw(out: Path, errors: list[Float[np.ndarray, "n t"]], kinds: dict[str, list[int]]) -> None:
+def draw(
+    out: Path, errors: list[Float[np.ndarray, "n t"]], kinds: dict[str, list[int]], still: Float[np.ndarray, "n t"]
+) -> None:
     """Error against horizon: the first ten states, as in Figure 8, and all; a band where there are several seeds."""
     figure, axes = figures.axes(2)
     for ax, last in zip(axes[0], (10, errors[0].shape[1]), strict=True):
@@ -115,6 +128,8 @@ def draw(out: Path, errors: list[Float[np.ndarray, "n t"]], kinds: dict[str, lis
             (line,) = ax.plot(x, many.mean(0), label=f"{kind} ({len(many)} seeds)" if len(many) > 1 else kind)
             if len(many) > 1:
                 ax.fill_between(x, many.min(0), many.max(0), alpha=0.2, color=line.get_color())
+        ahead = np.arange(1, still[:, :last].shape[1] + 1)
+        ax.plot(ahead, still.mean(0)[:last], color="#999999", linestyle="--", label="standing still")
         ax.set(xlabel="states ahead", ylabel="squared error per feature / variance", yscale="log")
     axes[0, 0].legend(fontsize=7)
     figures.save(figure, out, "rollout")

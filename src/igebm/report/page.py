@@ -159,7 +159,11 @@ def described_data(found: Found) -> str | None:
     if isinstance(shape, list) and len(shape) == 3 and all(whole_number(n) is not None for n in shape):
         colours = {1: "grey", 3: "colour"}.get(shape[0], f"{shape[0]} channels")
         size = f"{shape[1]} × {shape[2]} pixels, {colours}"
-    parts = [str(name) if name else None, f"{images:,} images" if images else None, size]
+    parts = [
+        str(name) if name else None,
+        f"{images:,} {'series' if at(about, 'series') else 'images'}" if images else None,
+        size,
+    ]
     parts += [f"from iteration {at(of, 'step')} on {at(of, 'name')} ({at(of, 'images')} images)" for of in later]
     return ", ".join(part for part in parts if part) or None
 
@@ -237,7 +241,7 @@ def log_table(found: Found) -> Element:
 
 
 LOGGED = {
-    "seen": "images seen",
+    "seen": "data seen",
     "e_pos": "E(x⁺), data",
     "e_neg": "E(x⁻), samples",
     "gap": "E(x⁻) − E(x⁺)",

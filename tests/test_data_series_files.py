@@ -1,5 +1,7 @@
 """A user's own series: the same numbers from every kind of file, and one line for what is wrong with a file."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +30,26 @@ def write_parquet(path, lines, types=(None, None, None, None)):
     names = ("series", "step", *NAMES)
     pq.write_table(pa.table({n: pa.array(c, t) for n, c, t in zip(names, columns, types, strict=True)}), path)
     return path
+
+
+def test_a_check_says_what_is_in_series(tmp_path, capsys):
+    """Two series of three states: 1, 2, 3 and 3, 4, 5 (mean 3, variance 10 / 6) beside a feature that stays."""
+    from igebm.cli import main
+
+    lines = [(name, k, start + k, 7) for name, start in (("a", 1), ("b", 3)) for k in range(3)]
+    path = tmp_path / "s.csv"
+    write_csv(path, lines, "series,step,up,still")
+    assert main(["data", "check", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    split = found["splits"]["train"]
+    assert (split["series"], split["states"], found["features"]) == (2, 3, ["up", "still"])
+    assert split["of_features"]["up"] == pytest.approx({"mean": 3, "std": (10 / 6) ** 0.5, "least": 1, "greatest": 5})
+    assert "train: the feature still has one value throughout: leave it out" in found["warnings"]
+    np.savez(tmp_path / "s.npz", train_x=np.zeros((2, 5, 1)), test_x=np.ones((1, 5, 1)))
+    assert main(["data", "check", str(tmp_path / "s.npz"), "--series"]) == 0
+    assert "states: 5" in capsys.readouterr().out
+    assert main(["train", "--data", str(path)]) == 2
+    assert f"for series: igebm train balls-langevin --data {path}" in capsys.readouterr().err
 
 
 def test_every_kind_of_file_gives_the_same_series(tmp_path):
@@ -130,6 +152,8 @@ def test_rows_that_are_no_series_are_refused_with_their_line(tmp_path, lines, wo
 @pytest.mark.parametrize("head", ["series,time,height,speed", "series,step", "series,step,a,a", "series,step,a,", ""])
 def test_a_table_needs_its_columns(tmp_path, head):
     refused(write_csv(tmp_path / "a.csv", [], head), "column")
+    refused(write_csv(tmp_path / "a.csv", [], "series;step;up"), "separate columns by commas, not by ';'")
+    refused(write_csv(tmp_path / "a.csv", [], "time,up"), "series says which of the series a row is of")
 
 
 def test_a_head_of_several_lines_is_shown_in_one(tmp_path):

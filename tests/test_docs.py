@@ -60,7 +60,7 @@ ELSEWHERE = {
     r"cifar10|imagenet32|MODEL|hf:": "needs data that are not part of the package",
     r"igebm (push|pull|convert|serve)": "needs the hub, a file of another program, or a browser",
     r"eval all|eval concepts|baseline|bench": "takes minutes",
-    r"train (balls|dsprites)": "makes its data for half a minute",
+    r"train (balls|dsprites)(?!.* --data)": "makes its data for half a minute",
     r"runs/(balls|dsprites)": "needs models that took hours",
 }
 """commands that every run of the tests parses and only the slow ones run, on stand-ins, and why"""
@@ -128,7 +128,7 @@ def test_commands_are_understood(page, monkeypatch):
 
 
 def prepared(folder: Path) -> Path:
-    """What pages take for granted: two finished runs, and pictures of one's own."""
+    """What pages take for granted: two finished runs, and pictures and series of one's own."""
     os.chdir(folder)
     assert main(["train", "--steps", "2", "--out", "runs/digits", *SHRINK["train"]]) == 0
     shutil.copytree("runs/digits", "runs/digits-2")
@@ -139,6 +139,8 @@ def prepared(folder: Path) -> Path:
         Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(path)
     for name in ("sprite", "photo"):
         Image.fromarray(rng.integers(0, 256, (32, 32), dtype=np.uint8)).save(folder / f"{name}.png")
+    rows = [f"pump {s},{k},{rng.normal():.3f},{rng.normal():.3f}" for s in "AB" for k in range(120)]
+    (folder / "pumps.csv").write_text("\n".join(["series,step,temperature,pressure", *rows]) + "\n")
     return folder
 
 

@@ -221,7 +221,7 @@ def test_an_evaluation_prints_its_numbers_and_where_the_rest_lies(words, work, t
     assert shown.splitlines()[-1] == f"folder: {tmp_path}"
     about = json.loads((tmp_path / f"{name}.json").read_text())
     found = numbers_in(about["numbers"])
-    assert found and all(f"{key}: {value}" in shown or f"{key} {value}" in shown for key, value in found)
+    assert found and all(f"{key}: {value:.6g}" in shown or f"{key} {value:.6g}" in shown for key, value in found)
 
 
 def numbers_in(value: dict) -> list[tuple[str, float]]:
@@ -321,6 +321,9 @@ def test_a_number_that_there_is_not_is_no_word_of_pythons():
     row = {"mean": 1.5, "se": None, "n": 1}
     assert terminal.table([row]).split() == ["mean", "se", "n", "1.5", "1"]
     assert terminal.pretty({"a": {"b": {"c": row}}, "d": None}) == ["a:", "  b:", "    c: mean 1.5, n 1", "d: none"]
+    assert (
+        terminal.written({"at": [0.1 + 0.2, 7], "of": None, "by": {"x": 63.339999999999996}}) == "at 0.3, 7, by x 63.34"
+    )
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

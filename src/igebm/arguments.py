@@ -133,7 +133,9 @@ class DataCheck:
     """Read a data set as training would and say what is in it."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    """a data set's name, hf:owner/name, a folder of images, or an .npz"""
+    """a data set's name, hf:owner/name, a folder of images, an .npz, or time series: balls, .csv, .parquet"""
+    series: bool = False
+    """an .npz or .npy of time series (series x steps x features), not of images"""
     image_size: int = 0
     """resize to this many pixels; 0: as the data are"""
     channels: int = 0

@@ -240,7 +240,8 @@ def list_data(args: list[str]) -> int:
     from .data import available
 
     rows = available(asked.data_dir)
-    terminal.result(rows, asked.json, lambda: terminal.table(rows))
+    sized = [row | {"shape": "x".join(map(str, row["shape"] or ()))} for row in rows]
+    terminal.result(rows, asked.json, lambda: terminal.table(sized))
     return 0
 
 

@@ -171,6 +171,10 @@ def label_text(images: Images, i: int) -> str:
 
 def check(asked: DataCheck) -> None:
     """`igebm data check`: a page of text, or JSON."""
+    if asked.series or data.sources.are_series(asked.data):
+        found = data.check_series(asked.data)
+        terminal.result(found, asked.json, lambda: "\n".join(terminal.pretty(found)))
+        return
     found = data.check(
         asked.data,
         data_dir=asked.data_dir,

@@ -188,13 +188,22 @@ def clock(seconds: float) -> str:
     return f"{h}:{rest // 60:02d}:{rest % 60:02d}" if h else f"{rest // 60}:{rest % 60:02d}"
 
 
+def written(value: Any) -> str:
+    """A value as people read it: six digits of a number, nothing where there is none."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {written(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(written, value))
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def table(rows: list[dict[str, Any]], width: int | None = None) -> str:
     """Rows as plain text columns, headed by their keys. What is wider than `width` (by default a terminal's, where the
     result goes to one) has its widest column in lines below each other."""
     if not rows:
         return ""
     heads = list(rows[0])
-    cells = [heads] + [["" if row.get(h) is None else str(row[h]) for h in heads] for row in rows]
+    cells = [heads] + [[written(row.get(h)) for h in heads] for row in rows]
     widths = [max(len(r[i]) for r in cells) for i in range(len(heads))]
     width = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 0)
     widest = widths.index(max(widths))
@@ -221,7 +230,7 @@ def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
     if isinstance(value, dict) and value:
         flat = all(not isinstance(v, dict | list) for v in value.values())
         if flat and depth > 1:
-            return [f"{indent}{name}: " + ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)]
+            return [f"{indent}{name}: {written(value)}"]
         head = [f"{indent}{name}:"] if name else []
         inner = depth + 1 if name else depth
         return head + [line for k, v in value.items() for line in pretty(v, str(k), inner)]
@@ -229,4 +238,4 @@ def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
         return [f"{indent}{name}:", *(f"{indent}  {line}" for line in table(value).splitlines())]
     if isinstance(value, list | tuple):
         value = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) or "none"
-    return [f"{indent}{name}: {'none' if value is None else value}"]
+    return [f"{indent}{name}: {'none' if value is None else written(value)}"]

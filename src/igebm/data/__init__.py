@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .images import Images, MissingSplit, silent
 from .named import available, data_folder
 from .sources import load
-from .summary import check
+from .summary import check, check_series
 
 if TYPE_CHECKING:
     from .loader import Loader, augment, batch_indices, dequantise, quantise
@@ -22,6 +22,7 @@ __all__ = [
     "available",
     "batch_indices",
     "check",
+    "check_series",
     "data_folder",
     "dequantise",
     "load",

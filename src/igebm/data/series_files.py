@@ -162,7 +162,13 @@ def _columns(head: Sequence[str], where: str) -> tuple[tuple[str, ...], int, int
     """The features' names, and where `series` and `step` stand."""
     names = tuple(word for word in head if word not in KEYS)
     if sorted(word for word in head if word in KEYS) != sorted(KEYS) or not names or "" in names:
-        raise InputError(f"{where} must have the columns series, step and at least one feature, got: {', '.join(head)}")
+        other = next((mark for mark in ";\t|" if len(head) == 1 and mark in head[0]), "")
+        hint = f"; separate columns by commas, not by {other!r}" if other else (
+            "; series says which of the series a row is of, step its place there (0, 1, 2, ...)"
+        )  # fmt: skip
+        raise InputError(
+            f"{where} must have the columns series, step and at least one feature, got: {', '.join(head)}{hint}"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{where} has two columns {twice[0]}")

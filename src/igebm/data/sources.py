@@ -78,6 +78,11 @@ def _load_sprites(spec: str, split: str, data_dir: Path | None, image_size: int 
     return found._replace(name=spec)
 
 
+def are_series(spec: str) -> bool:
+    """Whether a set is one of time series by its name alone; an .npz or .npy may hold either."""
+    return spec == "balls" or spec.startswith("balls-") or Path(spec).suffix.lower() in (".csv", ".parquet")
+
+
 def load_series(spec: str, split: str = "train", least: int = 2) -> "Series":
     """One split of a set of time series: "balls", "balls-2", "balls-3", ... (simulated), or a file of them.
 
@@ -102,6 +107,9 @@ def _load_path(
     path: Path, spec: str, split: str, image_size: int | None, channels: int | None, say: Callable[[str], None]
 ) -> Images:
     array = path.suffix.lower() in (".npz", ".npy")
+    if are_series(spec):
+        instead = f"igebm train balls-langevin --data {shown(spec)}"
+        raise InputError(f"{shown(spec)} holds time series, and images are wanted here; for series: {instead}")
     if spec and what_is(path) == "file":
         if not array:
             raise InputError(f"{shown(spec)} is neither a folder of images nor an .npz or .npy file")

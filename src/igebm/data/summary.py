@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .images import CHUNK, Images, MissingSplit, silent
-from .sources import load
+from .sources import load, load_series
+
+if TYPE_CHECKING:
+    from .series import Series
 
 USUAL_BATCH = 64
 DARK = 65  # of 255: 14 bits stored in 16 reach 64, 12 bits 16
@@ -54,6 +57,37 @@ def check(
         "name": first.name, "classes": list(first.classes), "splits": splits, "duplicates_across": across,
         "warnings": warnings,
     }  # fmt: skip
+
+
+def check_series(spec: str) -> dict[str, Any]:
+    """The same of time series.
+
+    Keys: `name`, `features` (names), `splits`: of each `series` (their number), `states` (of each), and `of_features`:
+    mean, standard deviation, least and greatest value by name; `warnings`.
+    """
+    found: dict[str, Series] = {}
+    missing: list[MissingSplit] = []
+    for split in ("train", "test"):
+        try:
+            found[split] = load_series(spec, split)
+        except MissingSplit as error:
+            missing.append(error)
+    if not found:
+        raise missing[0]
+    splits, warnings = {}, []
+    for split, series in found.items():
+        n, states, _ = series.x.shape
+        values = [series.x[..., i].astype(np.float64) for i in range(len(series.features))]
+        splits[split] = {"series": n, "states": states, "of_features": {
+            name: {"mean": float(v.mean()), "std": float(v.std()), "least": float(v.min()), "greatest": float(v.max())}
+            for name, v in zip(series.features, values, strict=True)
+        }}  # fmt: skip
+        still = [name for name, of in splits[split]["of_features"].items() if of["std"] == 0]
+        warnings += [f"{split}: the feature {name} has one value throughout: leave it out" for name in still]
+    if "test" not in found:
+        warnings.append("no test split: igebm eval rollout takes the train split (an .npz may hold test_x)")
+    first = next(iter(found.values()))
+    return {"name": first.name, "features": list(first.features), "splits": splits, "warnings": warnings}
 
 
 def describe(images: Images, hashes: list[bytes]) -> dict[str, Any]:

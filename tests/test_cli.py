@@ -464,6 +464,26 @@ def test_what_was_left_out_once_is_left_out_on_going_on(tmp_path, capsys):
     )
 
 
+def test_pictures_of_several_sizes_are_made_the_models_with_the_option_that_there_is(run_folder, tmp_path, capsys):
+    for k, size in enumerate([(40, 50), (9, 8)]):
+        Image.new("L", size, 90).save(tmp_path / f"{k}.png")
+    words = ["eval", "ood", run_folder, "--data", tmp_path, "--against", "uniform", "--n", "2", "--out", tmp_path / "o"]
+    assert "have 2 sizes (9x8, 40x50); --resize makes them the model's size" in mistake(capsys, *words)
+    assert main([*map(str, words), "--resize"]) == 0
+    capsys.readouterr()
+    assert "make them one with --image-size 8" in mistake(capsys, "train", "--data", tmp_path)
+
+
+def test_a_picture_says_what_was_made_of_it(run_folder, tmp_path, capsys):
+    Image.new("RGB", (40, 50), (9, 90, 200)).save(tmp_path / "a.png")
+    assert main(["infer", str(run_folder), str(tmp_path / "a.png"), "--out", str(tmp_path / "i")]) == 0
+    assert "a.png: 40x50 pixels, cut to the middle and made 8x8" in capsys.readouterr().err
+    assert f"there is no file {tmp_path / 'b.png'}; give a PNG" in mistake(
+        capsys, "infer", run_folder, tmp_path / "b.png"
+    )
+    assert f"{tmp_path} is a folder; give a PNG" in mistake(capsys, "infer", run_folder, tmp_path)
+
+
 def test_an_empty_folder_is_as_good_as_none(tmp_path, monkeypatch, capsys):
     """A command that ended before it left anything takes no name away from the next; one that holds something does."""
     monkeypatch.chdir(tmp_path)

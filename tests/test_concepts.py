@@ -274,6 +274,7 @@ def test_a_picture_of_ones_own_is_repaired(tmp_path, capsys):
     hole = np.zeros((8, 8), bool)
     hole[2:6, 3:] = True
     Image.fromarray(np.uint8(255 * hole)).save(tmp_path / "mask.png")
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
     words = ["restore", "digits", str(tmp_path / "a.png"), "--n", "3", "--steps", "20", "--dtype", "float32"]
     masked = [*words, "--mask", str(tmp_path / "mask.png"), "--label", "4", "--out", str(tmp_path / "m")]
     assert main(masked) == 0
@@ -301,6 +302,7 @@ def test_a_picture_of_ones_own_is_repaired(tmp_path, capsys):
         (["--label", "eleven"], "eleven"),
         (["--n", "0"], "--n"),
         (["--steps", "-1"], "--steps -1: give 0 or more"),
+        (["--mask", str(tmp_path / "black.png")], "black.png is black: nothing is to be filled"),
     ):
         assert main([*words, *wrong, "--out", str(tmp_path / "no")]) == 2
         told = capsys.readouterr().err
@@ -354,4 +356,4 @@ def test_infer_without_a_picture_is_one_line(tmp_path, capsys):
     assert main(["infer", "digits", str(tmp_path / "a.png")]) == 2
     assert "cannot be read as a picture" in capsys.readouterr().err.splitlines()[-1]
     assert main(["infer", "digits", str(tmp_path / "b.png")]) == 2
-    assert "no image" in capsys.readouterr().err.splitlines()[-1]
+    assert "there is no file" in capsys.readouterr().err.splitlines()[-1]

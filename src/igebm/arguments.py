@@ -269,7 +269,7 @@ class Restore:
     n: int = 6
     """ways of filling it"""
     steps: int | None = None
-    """chain steps; default: 10 times the model's chain_steps (released code)"""
+    """chain steps; default: as many as a sample takes, at least 10 times the model's chain_steps (released code)"""
     seed: int = 0
     out: Path | None = None
     """folder; default: the next free restored/IMAGE"""

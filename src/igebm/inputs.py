@@ -7,7 +7,8 @@ import numpy as np
 
 from . import data, model, terminal
 from .data import Images, MissingSplit
-from .data.decode import Picture, decode
+from .data.decode import Picture, decode, opened
+from .data.images import MixedSizes
 from .errors import InputError
 from .files import what_is
 from .model import Model
@@ -35,12 +36,15 @@ def load_split(
         if m.shape.height == m.shape.width:
             options["image_size"] = m.shape.height
     try:
-        images = data.load(spec, split or "test", **options)
-    except MissingSplit:
-        if split is not None:
-            raise
-        terminal.say(f"{spec} has no test split: the train split is used")
-        images = data.load(spec, "train", **options)
+        try:
+            images = data.load(spec, split or "test", **options)
+        except MissingSplit:
+            if split is not None:
+                raise
+            terminal.say(f"{spec} has no test split: the train split is used")
+            images = data.load(spec, "train", **options)
+    except MixedSizes as error:
+        raise InputError(f"{error.what}; --resize makes them the model's size") from None
     got, want = images.x.shape[1:], (m.shape.height, m.shape.width, m.shape.channels)
     if got != want:
         size = lambda shape: f"{shape[0]}x{shape[1]} with {shape[2]} channel{'s' if shape[2] > 1 else ''}"
@@ -51,14 +55,22 @@ def load_split(
 
 def read_picture(path: Path, m: Model) -> np.ndarray:
     """An image file as one of the model's images, uint8 (1, H, W, C): short side resized, central square cut out."""
-    if what_is(path) != "file":
-        raise InputError(f"no image {path}: give a PNG, JPEG or another picture")
+    if (there := what_is(path)) != "file":
+        what = f"{path} is a {there}" if there != "nothing" else f"there is no file {path}"
+        raise InputError(f"{what}; give a PNG, JPEG or another picture")
     if m.shape.height != m.shape.width:
         raise InputError(f"{m.name} is of images {m.shape.height}x{m.shape.width}; only square ones can be read here")
+    picture, side = Picture(str(path), lambda: path), m.shape.height
     try:
-        return decode(Picture(str(path), lambda: path), m.shape.height, m.shape.channels)[None]
+        x = decode(picture, side, m.shape.channels)[None]
+        with opened(picture) as image:
+            w, h = image.size
     except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
         raise InputError(f"{path} cannot be read as a picture: {' '.join(str(error).split())[:120]}") from error
+    if (w, h) != (side, side):
+        cut = "cut to the middle and " if w != h else ""
+        terminal.say(f"{path}: {w}x{h} pixels, {cut}made {side}x{side}")
+    return x
 
 
 def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:

@@ -37,6 +37,7 @@ from .errors import Fault, InputError, unknown, within
 from .evaluation.masks import RULE, read_mask
 from .evaluation.restoration import KINDS
 from .model import Model, Progress
+from .presets import Preset
 from .ranks import batches
 from .report.plots import grid
 from .runtime import DTYPES, Compiled, choose_device, lack_of_fused
@@ -207,8 +208,9 @@ class EBM:
         last bit.
 
         `mask` is true where a pixel is to be filled: booleans (H, W), or (N, H, W) with one an image; or the path of a
-        picture in which white is filled. Default of `steps`: 10 times the model's chain_steps (released code). Without
-        a label a conditional model takes the class with the lowest energy of the image with noise in its hole.
+        picture in which white is filled. Default of `steps`: as many as a sample from noise takes, and at least 10
+        times the model's chain_steps, the released code's number. Without a label a conditional model takes the class
+        with the lowest energy of the image with noise in its hole.
         Raises Fault where a chain leaves the numbers.
         """
         if steps is not None:
@@ -224,7 +226,7 @@ class EBM:
             y = self._condition(label, len(known))
         elif m.conditional:
             y = self.classify(start)  # as `seen_in` does
-        steps = KINDS["inpaint"] * m.preset.chain_steps if steps is None else steps
+        steps = filling_steps(m.preset) if steps is None else steps
         chain = kernel or model.build_kernel(m.preset)
         parts = [start.new_empty(0, *self.shape)]
         for part in batches(len(known), batch):
@@ -387,6 +389,12 @@ class EBM:
         m = self.model
         of = f"{len(self.classes)} classes" if self.classes else self._takes() if m.shape.latents else "unconditional"
         return f"EBM({m.name}: images {'x'.join(map(str, self.shape))}, {of}, step {m.step})"
+
+
+def filling_steps(preset: Preset) -> int:
+    """Chain steps that a hole of noise takes. The released code's 10 K, 600 with its K = 60, leave noise where K is
+    smaller."""
+    return max(KINDS["inpaint"] * preset.chain_steps, preset.sample_steps)
 
 
 def counted(name: str, value: Any, low: int) -> None:

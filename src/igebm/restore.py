@@ -12,10 +12,9 @@ from .circumstances import circumstances
 from .data import quantise
 from .errors import InputError, many, within
 from .evaluation.masks import lower_half, read_mask
-from .evaluation.restoration import KINDS
 from .files import free_folder, writable_folder, write_array, write_json
 from .inputs import open_model, read_picture
-from .library import EBM
+from .library import EBM, filling_steps
 from .report.plots import grid, write_png
 
 MOST = 10_000
@@ -33,10 +32,12 @@ def restore(asked: Restore) -> Path:
     m, runtime = open_model(asked.model, asked.machine)
     height, width = m.shape.height, m.shape.width
     hole = lower_half(height, width) if asked.mask is None else read_mask(asked.mask, height, width)
+    if not hole.any():
+        raise InputError(f"--mask {asked.mask} is black: nothing is to be filled; paint what is to be filled white")
     label = None if asked.label is None else m.condition(asked.label)
     picture = read_picture(asked.image, m)
     out = writable_folder(asked.out or free_folder(Path("restored") / asked.image.stem))
-    steps = KINDS["inpaint"] * m.preset.chain_steps if asked.steps is None else asked.steps
+    steps = filling_steps(m.preset) if asked.steps is None else asked.steps
     model, copies = EBM(m), np.repeat(picture, asked.n, 0)
     # Told of no class, each way has the one that the model sees in the picture with that way's noise in its hole.
     seen = label if label is not None or not model.classes else model.seen_in(copies, hole, asked.seed)

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from ..errors import InputError, many
 from ..files import whole
 from ..limits import release_memory
-from .images import check_options, square, with_channels
+from .images import MixedSizes, check_options, square, with_channels
 
 IN_MEMORY = 2**30  # bytes; larger sets go to a file that is memory-mapped
 AT_ONCE = 512  # pictures decoded before the first is stored
@@ -262,11 +262,7 @@ def _report(bad: list[str], total: int, where: str, skip_bad: bool, say: Callabl
 def _one_size(sizes: Iterable[tuple[int, int]], where: str) -> None:
     found = sorted(set(sizes))
     if len(found) > 1:
-        listed = ", ".join(f"{w}x{h}" for w, h in found[:6]) + (", ..." if len(found) > 6 else "")
-        short = min(min(size) for size in found)
-        raise InputError(
-            f"images in {where} have {len(found)} sizes ({listed}); make them one with --image-size {short}"
-        )
+        raise MixedSizes(where, found)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """One split of a data set in memory, and the two changes that every kind of set may be asked for: size and channels."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +50,15 @@ def shown(path: str | bytes | os.PathLike[str]) -> str:
     except UnicodeEncodeError:  # no path: a name that the file system's encoding lacks
         text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
     return text.translate(CONTROL)
+
+
+class MixedSizes(InputError):
+    """Images of several sizes where one is wanted."""
+
+    def __init__(self, where: str, sizes: Sequence[tuple[int, int]]):
+        listed = ", ".join(f"{w}x{h}" for w, h in sizes[:6]) + (", ..." if len(sizes) > 6 else "")
+        self.what = f"images in {where} have {len(sizes)} sizes ({listed})"
+        super().__init__(f"{self.what}; make them one with --image-size {min(32, *(min(size) for size in sizes))}")
 
 
 def canonical(split: str) -> str:

@@ -214,8 +214,8 @@ def test_whatever_is_no_such_checkpoint_is_one_line(name, tmp_path, capsys, monk
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "no file of torch.save, or damaged"),
-        (b"not a pickle", "is not opened"),
+        (b"", "is no file of torch.save; give a .pt file"),
+        (b"not a pickle", "is no file of torch.save; give a .pt file"),
         (pickle.dumps(Bomb()), "is not opened"),
         (None, "no file x.pt"),
     ],

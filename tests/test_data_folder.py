@@ -245,6 +245,15 @@ def test_large_pictures_leave_nothing_behind(tmp_path):
     assert resident("VmRSS") - before < 2**14  # KiB
 
 
+def test_how_far_it_is_is_said_while_pictures_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "EVERY", 0.0)
+    for i in range(3):
+        picture(tmp_path / f"{i}.png")
+    said = []
+    load(str(tmp_path), say=said.append)
+    assert [line.split(": ")[-1] for line in said] == [f"{k} of 3 images read" for k in range(3)]
+
+
 def test_large_pictures_keep_their_place(tmp_path, monkeypatch):
     """Large ones are decoded by the calling thread, the others by threads: in the order of their names all the same."""
     monkeypatch.setattr(decoding, "LARGE", 64)

@@ -378,6 +378,10 @@ def test_a_mistake_is_answered_with_what_to_write(capsys):
         ("sample digits --label", "igebm: --label wants a value; see igebm sample --help"),
         ("sample digits dogs", "igebm: not expected: dogs; see igebm sample --help"),
         ("push digits somewhere", "a folder: ./somewhere/"),
+        ("resume runs/digits", "unknown command 'resume'; did you mean igebm train --resume DIR?"),
+        ("generate digits", "did you mean igebm sample?"),
+        ("eval ood digits --quick", "--quick is of igebm eval all; igebm eval ood takes fewer of everything by --n"),
+        ("sample digits --init buffer", "--init buffer needs a run folder with its checkpoint, and digits is none"),
     ):
         assert main(words.split()) == 2
         assert says in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_c08_a_run_goes_on_though_nobody_can_be_told(streams, tmp_path):
 def test_c08_results_that_cannot_be_written_are_no_success():
     """A full device under stdout: exit code 1 and one line, nothing of Python's own."""
     done = shell(f"{IGEBM} presets >/dev/full")
-    assert done.returncode == 1 and done.stderr == "igebm: [Errno 28] No space left on device\n"
+    assert done.returncode == 1 and done.stderr == "igebm: reading or writing failed: No space left on device\n"
 
 
 def test_c08_redirected_streams_hold_lines_and_results_alone(tmp_path):

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, OSError) as error:
         with contextlib.suppress(OSError):
             terminal.flush_results()
-        return _fail(1, f"{error or 'out of memory'}")
+        where = f"{getattr(error, 'filename', None) or 'reading or writing failed'}: " * isinstance(error, OSError)
+        return _fail(1, where + (getattr(error, "strerror", None) or str(error) or "out of memory"))
     except Exception as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton", "subprocess")):
             why = (str(error).splitlines() or [type(error).__name__])[0]
@@ -91,7 +92,18 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if args[0].startswith("-") and any(word in COMMANDS for word in args):
         raise InputError(f"options come after the command: igebm COMMAND {args[0]} ...")
+    if args[0] in MEANT:
+        raise InputError(f"unknown command {args[0]!r}; did you mean igebm {MEANT[args[0]]}?")
     raise unknown("command", " ".join(args[: 2 if args[0] == "data" else 1]), COMMANDS)
+
+
+MEANT = {
+    "resume": "train --resume DIR", "generate": "sample", "draw": "sample", "evaluate": "eval", "test": "eval",
+    "inpaint": "restore", "repair": "restore", "classify": "infer", "predict": "infer", "score": "energy",
+    "benchmark": "bench", "list": "models", "check": "data check", "ood": "eval ood",
+    "upload": "push", "download": "pull",
+}  # fmt: skip
+"""what other programs call it"""
 
 
 def train(args: list[str]) -> int:
@@ -185,6 +197,10 @@ def _dry_run(asked: arguments.Train) -> int:
         "here": time_here(preset, shape, runtime, counted) | {"bytes_at_least": least_memory(preset, shape)},
     }
     terminal.result(about, True, str)
+    here = about["here"]
+    took = f", about {terminal.clock(3600 * here['hours'])} here ({here['by']})" if "hours" in here else ""
+    memory = f"; at least {here['bytes_at_least'] / 2**20:,.0f} MiB of memory" if here["bytes_at_least"] else ""
+    terminal.say(f"{preset.steps:,} iterations on {len(images.x):,} items{took}{memory}")
     return 0
 
 
@@ -270,6 +286,8 @@ def evaluate(args: list[str]) -> int:
         if rest and rest[0] in (*EXPERIMENTS, "all"):
             raise InputError(f"the experiment comes first: igebm eval {rest[0]} {name}")
         raise unknown("experiment", name, [*EXPERIMENTS, "rollout", "concepts", "all"])
+    if name != "all" and "--quick" in rest:
+        raise InputError(f"--quick is of igebm eval all; igebm eval {name} takes fewer of everything by --n and others")
     kind: Any = arguments.Evaluate[EXPERIMENTS.get(name, All)]
     asked = parse(kind, f"eval {name}", rest)
     from .commands import evaluate as run

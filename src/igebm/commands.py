@@ -108,7 +108,7 @@ def from_buffer(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """The images and labels in a run's replay buffer."""
     if what_is(folder) != "folder":
         raise InputError(
-            f"--init buffer needs a run folder with its checkpoint, got the file {folder}; use --init noise"
+            f"--init buffer needs a run folder with its checkpoint, and {folder} is none; use --init noise"
         )
     saved = read_checkpoint(folder, terminal.say)["buffer"]
     return saved["x"].permute(0, 2, 3, 1).numpy(), None if saved["y"] is None else saved["y"].numpy()

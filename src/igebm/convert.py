@@ -73,6 +73,12 @@ def convert(asked: Convert) -> Path:
     return out
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file begins as torch.save's do: a zip, or (before torch 1.6) a pickle."""
+    with open(path, "rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
+
+
 def opened(path: Path, key: str | None = None) -> State:
     """The tensors of a checkpoint by the port's names. Raises InputError for whatever is not one."""
     if what_is(path) != "file":
@@ -80,6 +86,8 @@ def opened(path: Path, key: str | None = None) -> State:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a dozen kinds; each means the same here
+        if not is_checkpoint(path):
+            raise InputError(f"{shown(path)} is no file of torch.save; give a .pt file of igebm-pytorch") from error
         said = str(error)
         more = "Unsupported" in said or "WeightsUnpickler" in said or "weights_only" in said
         why = (

@@ -158,7 +158,8 @@ class Model:
         """
         self._check(images)
         if labels is None and self.shape.latents:
-            raise InputError(f"{self.name} is conditional on latents: an energy needs their values, one row an image")
+            why = "is conditional on latents: an energy needs their values, one row an image"
+            raise InputError(f"{self.name} {why}; igebm infer reads them off a picture")
         parts = [np.empty(0, np.float32)]
         with torch.no_grad():
             for part in batches(len(images), batch):

@@ -5,6 +5,7 @@ orientation (EXIF) is applied, 16-bit grey v becomes round(v / 257), CMYK become
 """
 
 import stat
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -24,6 +25,7 @@ AT_ONCE = 512  # pictures decoded before the first is stored
 GREY = ("1", "L", "LA", "La")
 MOST_PIXELS = 50_000_000  # of a picture, which takes 8 bytes each while it is decoded
 LARGE = 2**24  # pixels; above it pictures are decoded one at a time
+EVERY = 10.0  # seconds between words on how far it is
 STRIP = 2**18  # pixels that are made over at a time
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 # Pillow looks at a file's content, not at its name, and knows kinds that run programs (EPS) or other machinery.
@@ -146,6 +148,7 @@ def _decode_all(
         most = 0 if len(pictures) == 1 else LARGE
         ours = {i for i, head in enumerate(heads) if isinstance(head, Head) and head.size[0] * head.size[1] > most}
         rows = _rows(pictures, good, image_size, (h, w, depth), pool, ours, bad)
+        rows = _told(rows, len(good), where, say)
 
         def report() -> None:
             _report([f"{pictures[i].name} ({bad[i]})" for i in sorted(bad)], len(pictures), where, skip_bad, say)
@@ -220,6 +223,16 @@ def _rows(
                 _one_size([(shape[1], shape[0]), (row.shape[1], row.shape[0])], pictures[i].name)
             else:
                 yield row
+
+
+def _told(rows: Iterator[np.ndarray], total: int, where: str, say: Callable[[str], None]) -> Iterator[np.ndarray]:
+    """The rows, and every few seconds how many there are: a large folder takes minutes."""
+    last = time.monotonic()
+    for k, row in enumerate(rows):
+        if time.monotonic() - last > EVERY:
+            say(f"{where}: {k:,} of {total:,} images read")
+            last = time.monotonic()
+        yield row
 
 
 def _to_memory(rows: Iterator[np.ndarray], shape: tuple[int, ...], report: Callable[[], None]) -> np.ndarray:

@@ -69,7 +69,11 @@ class Found:
 def find(folder: Path, experiments: Iterable[str]) -> Found:
     """Read `folder`, a run's or an evaluation's. Raises InputError where it is neither."""
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}; give a run folder of igebm train, or an evaluation folder of igebm eval")
+        there = Path("evaluation") / folder
+        hint = f"igebm report {there} is there" if there.is_dir() else (
+            "give a run folder of igebm train, or an evaluation folder of igebm eval"
+        )  # fmt: skip
+        raise InputError(f"no folder {folder}; {hint}")
     troubles: list[str] = []
     is_run = any((folder / name).exists() for name in ("preset.json", "metrics.jsonl", "model.safetensors"))
     evaluation = folder / "evaluation" if is_run else folder

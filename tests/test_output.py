@@ -162,7 +162,7 @@ LINES = {
 """commands whose result is where it lies: that, and nothing else"""
 TABLES = {
     "presets": ("preset  ", len(presets.PRESETS) + 1),
-    "models": ("model  ", len(pretrained.names()) + 1),
+    "models": ("model  ", len(pretrained.names()) + 3),
     "models digits": ("", None),
     "data list": ("", None),
     "data check digits": ("name: digits", None),

@@ -244,8 +244,13 @@ def list_models(args: list[str]) -> int:
     def text() -> str:
         if asked.name:
             return "\n".join(terminal.pretty(cards[asked.name]))
-        shown = ("parameters", "iterations", "note")
-        return terminal.table([{"model": name} | {k: card[k] for k in shown} for name, card in cards.items()])
+        begun = r"(?:\([^)]*\)|\.(?! )|[^:;.(])*"  # the note up to its first stop, but not within brackets
+        rows = [
+            {"model": name, "parameters": f"{card['parameters']:,}", "iterations": f"{card['iterations']:,}"}
+            | {"what it is": re.match(begun, card["note"])[0]}  # type: ignore[index]
+            for name, card in cards.items()
+        ]
+        return f"{terminal.table(rows)}\n\nigebm models NAME: data, command, machine, what it can and cannot do"
 
     terminal.result(cards, asked.json, text)
     return 0

@@ -141,7 +141,7 @@ def finish(state: TrainState, loader: Loader | Windows, folder: Path, runtime: R
             outcome = train(state, loader, folder, runtime, Watcher(screen.say, report, stop))
         if outcome.reason != "interrupted" and state.step > 0 and ranks.rank() == 0:
             with terminal.bar(
-                "rollouts" if isinstance(loader, Windows) else "chain steps of samples from noise"
+                "rollouts" if isinstance(loader, Windows) else "chains from noise"
             ) as screen:
 
                 def progress(done: int, total: int) -> None:
@@ -162,7 +162,8 @@ def finish(state: TrainState, loader: Loader | Windows, folder: Path, runtime: R
 def shown(m: dict[str, Any]) -> str:
     if "e_pos" not in m:
         return f"squared error {m['loss']:.4g}"
-    return f"E(x+) {m['e_pos']:+.3f}  E(x-) {m['e_neg']:+.3f}  gap {m['gap']:+.3f}"
+    # The gap first: a narrow terminal cuts what comes last.
+    return f"gap {m['gap']:+.3f}  E(x+) {m['e_pos']:+.3f}  E(x-) {m['e_neg']:+.3f}"
 
 
 @contextmanager

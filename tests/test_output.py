@@ -22,6 +22,7 @@ from igebm.cli import COMMANDS, main
 from igebm.commands import results
 from igebm.data import available, hub
 from igebm.files import write_json
+from igebm.report import plots
 
 SMALL = "--threads 1 --device cpu --dtype float32 --compile off".split()
 
@@ -314,6 +315,19 @@ def test_rows_within_plain_data_are_a_table():
         "tags: a, b",
         "none: none",
     ]
+
+
+def test_a_picture_of_samples_has_a_row_a_class_and_its_name_beside_it():
+    """Three pictures of class 2 and one of class 0, of 8x8: two rows of three, enlarged eight times on white, in the
+    order of the classes, and letters in the margin of each row."""
+    x = np.stack([np.full((8, 8, 3), v, np.uint8) for v in (10, 20, 30, 40)])
+    shown = plots.class_rows(x, np.array([2, 0, 2, 2]), ("cat", "none", "dog"))
+    body = shown[:, -8 * 28 :]
+    assert body.shape == (8 * 19, 8 * 28, 3)
+    middles = body[8 * 5 :: 8 * 9, 8 * 5 :: 8 * 9, 0]
+    assert middles.tolist() == [[20, 255, 255], [10, 30, 40]]
+    margin = shown[:, : -8 * 28, 0]
+    assert (margin[:76] < 128).any() and (margin[76:] < 128).any() and margin.shape[1] < 60
 
 
 def test_a_number_that_there_is_not_is_no_word_of_pythons():

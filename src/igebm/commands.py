@@ -17,7 +17,7 @@ from .errors import Fault, InputError, many, within
 from .files import free_folder, what_is, writable_file, writable_folder, write_array, write_json, write_text
 from .inputs import labels_for, load_split, matches, open_model
 from .model import Model
-from .report.plots import by_class, grid, write_png
+from .report.plots import class_rows, grid, write_png
 from .runtime import probe
 from .training.state import read_checkpoint
 
@@ -48,7 +48,8 @@ def sample(asked: Sample) -> Path:
             batch=asked.batch,
             progress=lambda done, total: screen.step(done, total),
         )
-    write_png(out / "samples.png", grid(by_class(images, y)))
+    several = m.shape.classes and y is not None and len(np.unique(y)) > 1
+    write_png(out / "samples.png", class_rows(images, y, m.shape.classes) if several else grid(images))  # type: ignore
     write_array(out / "samples.npy", images)
     write_array(out / "labels.npy", np.full(n, -1, np.int64) if y is None else y)
     about = {

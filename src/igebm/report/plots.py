@@ -1,10 +1,11 @@
 """Pictures of samples: one grid, one way to write it."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..files import whole
 
@@ -24,6 +25,28 @@ def grid(images: np.ndarray, columns: int = 0, gap: int = 1, least: int = 480) -
         canvas[top : top + h, left : left + w] = image
     scale = max(1, round(least / canvas.shape[1]))
     return canvas.repeat(scale, 0).repeat(scale, 1)
+
+
+MOST_COLUMNS = 20
+
+
+def class_rows(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """A grid as above with a row, or a few, for each class that occurs in `labels` (N,), and its name beside them."""
+    of = {int(k): images[labels == k] for k in np.unique(labels)}
+    columns = min(MOST_COLUMNS, max(map(len, of.values())))
+    rows = {k: math.ceil(len(x) / columns) for k, x in of.items()}
+    filled = [np.concatenate([x, np.full_like(x, 255, shape=(rows[k] * columns - len(x), *x.shape[1:]))])
+              for k, x in of.items()]  # fmt: skip
+    pictures = grid(np.concatenate(filled), columns, least=min(1000, 70 * columns))
+    height, font = pictures.shape[0] / sum(rows.values()), ImageFont.load_default(size=14)
+    names = [classes[k] for k in of]
+    margin = 12 + math.ceil(max(font.getlength(name) for name in names))
+    beside = Image.new("L", (margin, pictures.shape[0]), 255)
+    pen, top = ImageDraw.Draw(beside), 0
+    for k, name in zip(of, names, strict=True):
+        pen.text((6, (top + rows[k] / 2) * height), name, fill=0, font=font, anchor="lm")
+        top += rows[k]
+    return np.concatenate([np.asarray(beside)[..., None].repeat(pictures.shape[-1], -1), pictures], 1)
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

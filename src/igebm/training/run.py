@@ -140,9 +140,7 @@ def finish(state: TrainState, loader: Loader | Windows, folder: Path, runtime: R
             report = lambda m: screen.step(m["step"], steps, shown(m))
             outcome = train(state, loader, folder, runtime, Watcher(screen.say, report, stop))
         if outcome.reason != "interrupted" and state.step > 0 and ranks.rank() == 0:
-            with terminal.bar(
-                "rollouts" if isinstance(loader, Windows) else "chains from noise"
-            ) as screen:
+            with terminal.bar("rollouts" if isinstance(loader, Windows) else "chains from noise") as screen:
 
                 def progress(done: int, total: int) -> None:
                     screen.step(done, total)

@@ -30,7 +30,7 @@ from ..nets.layers import power_iteration
 from ..nets.trajectory import TrajectoryEnergy, TrajectoryPredictor
 from ..presets import Preset
 from ..runtime import DTYPES, Runtime
-from ..shapes import SeriesShape, Shape
+from ..shapes import SeriesShape, Shape, described
 from . import distributed, ema, optim
 
 CHECKPOINT, PREVIOUS, MODEL = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
@@ -347,10 +347,28 @@ def averaged_model(state: TrainState, runtime: Runtime) -> model.Model | Forecas
     return model.Model(net, state.preset, state.shape, "this run", state.step, state.facts, state.device, runtime.dtype)
 
 
+NETWORK = (
+    "network", "conditional", "width", "blocks", "stem", "activation", "modulation", "skip_kernel", "skip_down",
+    "stem_bias", "head_relu", "pooling", "harmonics", "scales", "spectral", "past",
+)  # fmt: skip
+"""settings that weights are made for"""
+
+
 def init_from(state: TrainState, source: model.Model | Forecaster) -> None:
     """Start from another model's weights, with a fresh optimiser and buffer. Raises InputError where the networks
     differ."""
-    model.fill(state.net, dict(source.net.state_dict()), Path(source.name))
+    try:
+        model.fill(state.net, dict(source.net.state_dict()), Path(source.name))
+    except InputError as error:
+        here, there = state.preset, source.preset
+        differ = [
+            f"{presets.flag(name)} {getattr(there, name)} where {getattr(here, name)} is asked for"
+            for name in NETWORK
+            if getattr(there, name) != getattr(here, name)
+        ]
+        if source.shape != state.shape:
+            differ.append(f"{described(source.shape)} where the data are {described(state.shape)}")
+        raise InputError(f"{source.name} is of another network: {'; '.join(differ)}") if differ else error from None
     state.averages = ema.start(state.net)
     state.facts["init_from"] = f"{source.name} at step {source.step}"
 

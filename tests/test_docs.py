@@ -353,6 +353,30 @@ def test_numbers_on_cifar10_are_those_of_the_files():
     ]
 
 
+def test_numbers_on_the_models_in_the_box_are_those_of_the_files():
+    """docs/models.md: the baselines' table row by row, with the paper's, and how the bundled cifar10-cond is read."""
+    from igebm.evaluation.ood import PAPER
+
+    page = (HERE / "docs" / "models.md").read_text(encoding="utf-8")
+    auroc = json.loads((HERE / "results" / "baselines-cifar10.json").read_text())["auroc"]
+    names = ("dtd", "constant", "uniform", "interpolation", "cifar100")
+    kinds = ("glow", "pixelcnn")
+    wanted = [
+        [f"{auroc[kind][name]:.2f}" for kind in kinds]
+        + [f"{PAPER[name][kind]:.2f}" if name in PAPER else "" for kind in kinds]
+        for name in names
+    ]
+    start = page.index("| AUROC, test images against | Glow |")
+    rows = page[start : page.index("\n\n", start)].splitlines()[2:]
+    assert [[cell.strip() for cell in row.split("|")[2:6]] for row in rows] == wanted
+    card = json.loads((HERE / "src" / "igebm" / "pretrained" / "cifar10-cond.json").read_text())
+    (row,) = card["quality"]["bundled"]["rows"]
+    read_as = f"{100 * row['accuracy']:.0f} %"
+    assert f"eight bits, {read_as} are given it" in " ".join(page.split())
+    assert f"{read_as} of those of `cifar10-cond`" in (HERE / "README.md").read_text() and read_as in card["note"]
+    assert f"differ {row['diversity']:.2f} times" in page
+
+
 @pytest.mark.parametrize("name", ["avx512-bf16", "avx2", "amx", "h100"])
 def test_speeds_are_those_of_the_files(name):
     """README's tables of `igebm bench`: each row's numbers, as rounded there, are one row of the file that is linked
@@ -386,7 +410,7 @@ def test_speeds_are_those_of_the_files(name):
 
 
 def test_orders_of_cost_are_those_of_the_file():
-    page = " ".join((HERE / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join((HERE / "docs" / "speed.md").read_text(encoding="utf-8").split())
     found = json.loads((HERE / "benchmarks" / "results" / "scaling.json").read_text())["rows"]
     slope = {name: f"{row['slope']:.2f}" for name, row in found.items()}
     assert (
@@ -447,6 +471,7 @@ def test_numbers_on_concepts_are_those_of_the_files():
         wanted = " | ".join(f"{v:.{digits[factor]}f}" for v in (alone, product[factor], found["blind"][factor]))
         assert re.search(rf"^\| {head},.* \| {re.escape(wanted)} \|$", text, re.M), f"{factor}: {wanted}"
     held = json.loads((HERE / "results" / "dsprites-held-out.json").read_text())["numbers"]["rows"][-1]
+    text = " ".join((HERE / "docs" / "models.md").read_text(encoding="utf-8").split())
     sentence = "off by {scale:.3f} in scale and {position:.3f} in place on the {n} of 200 that were held out"
     assert sentence.format(**held["held_out"]) in text
     assert f"{held['seen']['scale']:.3f} and {held['seen']['position']:.3f} on the rest" in text

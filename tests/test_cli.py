@@ -456,6 +456,15 @@ def test_what_was_left_out_once_is_left_out_on_going_on(tmp_path, capsys):
     assert main([*words, "1", "--skip-bad"]) == 0
     assert main(["train", "--resume", str(tmp_path / "r"), "--steps", "2"]) == 0
     assert capsys.readouterr().err.count("left out 1 of 7 images") == 2
+    for words in (["eval", "ood", "--against", "uniform", "--n", "2"], ["sample", "--init", "data", "--n", "2"]):
+        name, *rest = words if words[0] == "sample" else [" ".join(words[:2]), *words[2:]]
+        assert main([*name.split(), str(tmp_path / "r"), *rest, "--out", str(tmp_path / name)]) == 0
+    (folder / "a" / "8.png").write_bytes(b"no picture")
+    (tmp_path / "q").mkdir()
+    baseline = "baseline pixelcnn --steps 1 --batch 2 --width 4 --depth 1 --threads 1 --device cpu".split()
+    assert main([*baseline, "--data", str(folder), "--skip-bad", "--out", str(tmp_path / "b")]) == 0
+    assert main(["baseline", "pixelcnn", "--resume", str(tmp_path / "b"), "--steps", "2"]) == 0
+    capsys.readouterr()
     (folder / "b").rename(folder / "c")
     line = mistake(capsys, "train", "--resume", tmp_path / "r", "--steps", "3")
     assert (
@@ -484,14 +493,25 @@ def test_a_picture_says_what_was_made_of_it(run_folder, tmp_path, capsys):
     assert f"{tmp_path} is a folder; give a PNG" in mistake(capsys, "infer", run_folder, tmp_path)
 
 
-def test_an_empty_folder_is_as_good_as_none(tmp_path, monkeypatch, capsys):
-    """A command that ended before it left anything takes no name away from the next; one that holds something does."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("runs/digits", "samples/digits"):
-        Path(name).mkdir(parents=True)
-    assert main(["train", "--steps", "1", *TINY]) == 0 and Path("runs/digits/checkpoint.pt").exists()
-    assert main(["train", "--steps", "1", *TINY]) == 0 and Path("runs/digits-2/checkpoint.pt").exists()
-    assert main(["sample", "digits", "--n", "1", "--steps", "1"]) == 0 and Path("samples/digits/samples.png").exists()
+def test_samples_are_shown_by_class_and_those_without_a_label_say_so(tmp_path, capsys):
+    """The picture has a margin for names where there are several classes; of one class it has none."""
+    folder = tmp_path / "photos"
+    for k in range(6):
+        (folder / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 40 * k).save(folder / "ab"[k % 2] / f"{k}.png")
+    Image.new("L", (8, 8), 250).save(folder / "loose.png")
+    run = str(tmp_path / "r")
+    assert main(["train", "--data", str(folder), *TINY, "--out", run, "--steps", "1"]) == 0
+    shape = {}
+    for name, words in {"both": [], "one": ["--label", "a"], "data": ["--init", "data", "--n", "7"]}.items():
+        assert main(["sample", run, "--n", "6", "--steps", "0", *words, "--out", str(tmp_path / name)]) == 0
+        with Image.open(tmp_path / name / "samples.png") as shown:
+            shape[name] = shown.size
+    assert sorted(np.load(tmp_path / "data" / "labels.npy").tolist()) == [-1, 0, 0, 0, 1, 1, 1]
+    # Three columns of 8x8 in a frame, 28 pixels, enlarged to about 210: 8 times; two rows, and three.
+    assert shape["both"][1] == 8 * 19 and shape["data"][1] == 8 * 28 and shape["both"][0] > 8 * 28
+    assert shape["data"][0] > shape["both"][0]  # "no label" is the longest name
+    assert shape["one"][0] % 28 == 0  # a plain grid of three by two
 
 
 def test_c13_help_says_what_multiplies_the_gradient_and_what_is_noise(capsys):

@@ -251,7 +251,7 @@ def test_how_far_it_is_is_said_while_pictures_are_read(tmp_path, monkeypatch):
         picture(tmp_path / f"{i}.png")
     said = []
     load(str(tmp_path), say=said.append)
-    assert [line.split(": ")[-1] for line in said] == [f"{k} of 3 images read" for k in range(3)]
+    assert [line.split(": ")[-1] for line in said] == [f"{k} of 3 images read" for k in (1, 2, 3)]
 
 
 def test_large_pictures_keep_their_place(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from igebm.data.images import MissingSplit
 from igebm.data.series_files import load_series
@@ -44,10 +45,18 @@ def test_a_check_says_what_is_in_series(tmp_path, capsys):
     split = found["splits"]["train"]
     assert (split["series"], split["states"], found["features"]) == (2, 3, ["up", "still"])
     assert split["of_features"]["up"] == pytest.approx({"mean": 3, "std": (10 / 6) ** 0.5, "least": 1, "greatest": 5})
-    assert "train: the feature still has one value throughout: leave it out" in found["warnings"]
+    assert "train: the feature still has one value throughout, which training refuses" in found["warnings"]
+    assert "train: series of 3 states; the presets' --past 3 needs at least 4" in found["warnings"]
     np.savez(tmp_path / "s.npz", train_x=np.zeros((2, 5, 1)), test_x=np.ones((1, 5, 1)))
     assert main(["data", "check", str(tmp_path / "s.npz"), "--series"]) == 0
     assert "states: 5" in capsys.readouterr().out
+    assert main(["data", "check", str(path), "--channels", "3"]) == 2
+    assert main(["data", "check", str(tmp_path / "none.csv")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    (tmp_path / "photos.csv").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "photos.csv" / "a.png")
+    assert main(["data", "check", str(tmp_path / "photos.csv")]) == 0  # a folder of pictures, whatever it is called
+    assert "count: 1" in capsys.readouterr().out
     assert main(["train", "--data", str(path)]) == 2
     assert f"for series: igebm train balls-langevin --data {path}" in capsys.readouterr().err
 

@@ -42,6 +42,15 @@ def test_a_run_that_was_gone_on_with_has_the_rate_of_its_own_time(tmp_path, caps
     assert "step 70 of 100, 0.5 s each, 0:15 left" in capsys.readouterr().out
 
 
+def test_fast_steps_share_the_hundredths_of_their_clock(tmp_path, capsys):
+    """Steps of 2 ms, logged each, by a clock of 10 ms: 20 ms over ten steps."""
+    run = run_folder(tmp_path / "a", 10, 1.0, 0.1)
+    clocks = [(k, round(0.002 * k + 0.0001, 2)) for k in range(0, 11)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": k, "seconds": s}) + "\n" for k, s in clocks))
+    assert main(["watch", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds_each"] == pytest.approx(0.002)
+
+
 def test_compare_shows_last_numbers_and_what_differs(tmp_path, capsys):
     a, b = run_folder(tmp_path / "a", 50, 1.0, 0.1), run_folder(tmp_path / "b", 30, -1.0, 0.2)
     assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out"), "--json"]) == 0

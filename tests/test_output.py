@@ -380,10 +380,8 @@ def test_a_mistake_is_answered_with_what_to_write(capsys):
     for words, says in (
         ("--threads 1 train", "options come after the command: igebm COMMAND --threads"),
         ("eval digits ood", "the experiment comes first: igebm eval ood digits"),
-        (
-            "sample digits --steps 1,5",
-            "igebm: --steps: give a whole number, got '1,5' (write decimals with a dot); see",
-        ),
+        ("sample digits --steps 1,5", "igebm: --steps: give a whole number, got '1,5'; see"),
+        ("train --lr 1,5", "igebm: --lr: give a number, got '1,5' (write decimals with a dot); see"),
         ("sample digits --n x", "igebm: --n: give a whole number, got 'x'; see igebm sample --help"),
         ("train --lr abc", "igebm: --lr: give a number, got 'abc'; see igebm train --help"),
         ("train --stem 4x4", "igebm: --stem: give one of 3x3, 4x4/2, got '4x4'; see igebm train --help"),

@@ -141,6 +141,23 @@ def test_what_others_have_written_is_not_written_over(theirs, run_folder, tmp_pa
     assert (mine / "notes.txt").read_text() == "my own"
 
 
+def test_a_push_that_was_cut_short_can_be_done_again(run_folder, tmp_path, capsys, monkeypatch):
+    """The disk is full when the settings are written: what lies there is known as ours, and replaced."""
+    import errno
+
+    from igebm import share
+
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(share, "write_json", full)
+        assert main(["push", str(run_folder), str(tmp_path / "p"), *FAST]) == 1
+    assert "No space left on device" in capsys.readouterr().err and not (tmp_path / "p" / "model.safetensors").exists()
+    assert main(["push", str(run_folder), str(tmp_path / "p"), *FAST]) == 0
+    assert (tmp_path / "p" / "model.safetensors").exists()
+
+
 def test_results_of_another_step_are_left_out_and_said(run_folder, tmp_path, capsys):
     again = tmp_path / "tiny"
     shutil.copytree(run_folder, again)

@@ -598,6 +598,7 @@ def test_c32_what_a_checkpoint_is_made_of_cannot_change(dataset, tmp_path):
         image_size=16, channels=3, conditional=False, width=8, blocks="1", stem="4x4/2", activation="swish",
         modulation="release", skip_kernel=3, head_relu=True, scales=2, spectral=False, init="unit", buffer_size=32,
         buffer_policy="ring", buffer_rounding="release", seed=1, past=4, stem_bias=True, skip_down=True, pooling="none",
+        harmonics=2,
     )  # fmt: skip
     assert set(others) == FIXED - {"network"}
     for name, value in others.items():

@@ -45,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = None  # whoever read our output has stopped reading: nothing is wrong
         return 0
-    except (MemoryError, OSError) as error:
+    except MemoryError as error:
+        return _fail(1, str(error) or "out of memory")
+    except OSError as error:
         with contextlib.suppress(OSError):
             terminal.flush_results()
-        where = f"{getattr(error, 'filename', None) or 'reading or writing failed'}: " * isinstance(error, OSError)
-        return _fail(1, where + (getattr(error, "strerror", None) or str(error) or "out of memory"))
+        return _fail(1, f"{error.filename or 'reading or writing failed'}: {error.strerror or error}")
     except Exception as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton", "subprocess")):
             why = (str(error).splitlines() or [type(error).__name__])[0]
@@ -161,9 +162,10 @@ def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
     if outcome.reason == "interrupted":
         terminal.say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
         return 130
-    from .follow import settings_of
+    from .report.found import at, read_json
 
-    series = settings_of(folder).get("network") == "trajectory"
+    about = read_json(folder / "preset.json", [], needed=False)
+    series = at(about, "settings", "network") == "trajectory"
     ended = "time is up at step" if outcome.reason == "minutes" else "step"
     terminal.say(
         f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; pictures in {folder / 'samples'}; "

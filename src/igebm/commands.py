@@ -17,7 +17,7 @@ from .errors import Fault, InputError, many, within
 from .files import free_folder, what_is, writable_file, writable_folder, write_array, write_json, write_text
 from .inputs import labels_for, load_split, matches, open_model
 from .model import Model
-from .report.plots import class_rows, grid, write_png
+from .report.plots import sample_picture, write_png
 from .runtime import probe
 from .training.state import read_checkpoint
 
@@ -48,8 +48,7 @@ def sample(asked: Sample) -> Path:
             batch=asked.batch,
             progress=lambda done, total: screen.step(done, total),
         )
-    several = m.shape.classes and y is not None and len(np.unique(y)) > 1
-    write_png(out / "samples.png", class_rows(images, y, m.shape.classes) if several else grid(images))  # type: ignore
+    write_png(out / "samples.png", sample_picture(images, y, m.shape.classes))
     write_array(out / "samples.npy", images)
     write_array(out / "labels.npy", np.full(n, -1, np.int64) if y is None else y)
     about = {
@@ -173,6 +172,8 @@ def label_text(images: Images, i: int) -> str:
 def check(asked: DataCheck) -> None:
     """`igebm data check`: a page of text, or JSON."""
     if asked.series or data.sources.are_series(asked.data):
+        if asked.image_size or asked.channels or asked.skip_bad:
+            raise InputError(f"{asked.data}: --image-size, --channels and --skip-bad are for images")
         found = data.check_series(asked.data)
         terminal.result(found, asked.json, lambda: "\n".join(terminal.pretty(found)))
         return

@@ -75,8 +75,11 @@ def convert(asked: Convert) -> Path:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a file begins as torch.save's do: a zip, or (before torch 1.6) a pickle."""
-    with open(path, "rb") as file:
-        return file.read(2).startswith((b"PK", b"\x80"))
+    try:
+        with open(path, "rb") as file:
+            return file.read(2).startswith((b"PK", b"\x80"))
+    except OSError as error:
+        raise InputError(f"{shown(path)} cannot be read: {error.strerror}") from error
 
 
 def opened(path: Path, key: str | None = None) -> State:

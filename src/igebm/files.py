@@ -96,19 +96,12 @@ def writable_file(path: Path) -> Path:
 
 
 def free_folder(wanted: Path) -> Path:
-    """`wanted`, or the first of wanted-2, wanted-3, ... that is not there, or empty."""
+    """`wanted`, or the first of wanted-2, wanted-3, ... that is not there."""
     folder, n = wanted, 1
-    while what_is(folder) != "nothing" and not (what_is(folder) == "folder" and _is_empty(folder)):
+    while what_is(folder) != "nothing":  # an empty one may be that of a command at work
         n += 1
         folder = wanted.with_name(f"{wanted.name}-{n}")
     return folder
-
-
-def _is_empty(folder: Path) -> bool:
-    try:
-        return not any(folder.iterdir())
-    except OSError:
-        return False
 
 
 def writable_folder(path: Path, hint: str = "choose another with --out") -> Path:

@@ -92,9 +92,9 @@ def state(folder: Path, settings: dict[str, Any], log: Log) -> dict[str, Any]:
     last, total = log.entries[-1] if log.entries else {"step": 0}, settings.get("steps")
     seconds = [(e["step"], e["seconds"]) for e in log.entries[-50:] if isinstance(e.get("seconds"), int | float)]
     # A run that was gone on with has its clock start anew: what lies between two such lines is no time of its own.
-    spans = [(n - m, t - s) for (m, s), (n, t) in pairwise(seconds) if n > m and t > s]
+    spans = [(n - m, t - s) for (m, s), (n, t) in pairwise(seconds) if n > m and t >= s]
     each = left = None
-    if spans:
+    if sum(t for _, t in spans) > 0:
         each = sum(t for _, t in spans) / sum(n for n, _ in spans)
         left = each * max(0, total - last["step"]) if isinstance(total, int) else None
     return {

@@ -7,7 +7,7 @@ import numpy as np
 
 from . import data, model, terminal
 from .data import Images, MissingSplit
-from .data.decode import Picture, decode, opened
+from .data.decode import Head, Picture, decode, look
 from .data.images import MixedSizes
 from .errors import InputError
 from .files import what_is
@@ -30,6 +30,8 @@ def load_split(
 
     Images of another size or number of channels are converted, or refused without `resize`.
     """
+    # What its own training had to leave out is left out here.
+    skip_bad = skip_bad or (spec == m.preset.data and bool(m.facts.get("skip_bad", False)))
     options: dict[str, Any] = dict(data_dir=data_dir, skip_bad=skip_bad, say=terminal.say)
     if resize:
         options["channels"] = m.shape.channels
@@ -63,13 +65,12 @@ def read_picture(path: Path, m: Model) -> np.ndarray:
     picture, side = Picture(str(path), lambda: path), m.shape.height
     try:
         x = decode(picture, side, m.shape.channels)[None]
-        with opened(picture) as image:
-            w, h = image.size
     except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
         raise InputError(f"{path} cannot be read as a picture: {' '.join(str(error).split())[:120]}") from error
-    if (w, h) != (side, side):
-        cut = "cut to the middle and " if w != h else ""
-        terminal.say(f"{path}: {w}x{h} pixels, {cut}made {side}x{side}")
+    head = look(picture)
+    if isinstance(head, Head) and head.size != (side, side):
+        w, h = head.size
+        terminal.say(f"{path}: {w}x{h} pixels, {'cut to the middle and ' if w != h else ''}made {side}x{side}")
     return x
 
 

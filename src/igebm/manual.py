@@ -45,7 +45,7 @@ def describe(kind: Any) -> None:
         describe(part)
     for cls in filter(dataclasses.is_dataclass, inspect.getmro(get_origin(kind) or kind)):
         said = {doc.arg_name: " ".join((doc.description or "").split()) for doc in parse_from_object(cls).params}
-        hints, own = get_type_hints(cls, include_extras=True), cls.__dict__.get("__annotations__", {})
+        hints, own = get_type_hints(cls, include_extras=True), cls.__annotations__
         for name in own:
             plain, *more = get_args(hints[name]) if get_origin(hints[name]) is Annotated else [hints[name]]
             if dataclasses.is_dataclass(plain):
@@ -93,10 +93,10 @@ def one_line(panel: str) -> str:
     parts = parts if "╭" in panel else parts[1:]
     said = re.sub(r" \.(?= |$)", "", " ".join(parts[0])).removeprefix("Error parsing settings: ").strip()
     said = said.split(" Got errors: ")[0].rstrip(" .")  # what each of several types said on its own
-    if re.search(r"'-?\d*,\d+'", said):
-        said += " (write decimals with a dot)"
     for words, plainer in PLAINER:
         said = re.sub(words, plainer, said)
+    if re.search(r"give a number, got '-?\d*,\d+'", said):
+        said += " (write decimals with a dot)"
     meant = [
         option
         for part in parts[1:]

@@ -25,7 +25,7 @@ from .files import free_folder, what_is, writable_folder, write_json, write_text
 from .files import whole as write_whole
 from .inputs import open_model
 from .report.found import at, read_json
-from .report.plots import by_class, grid, write_png
+from .report.plots import sample_picture, write_png
 from .report.tables import measure
 from .shapes import SeriesShape, Shape
 from .shapes import from_dict as shape_from_dict
@@ -84,10 +84,8 @@ def is_folder(to: str, said: bool) -> bool:
 
 def not_ours(folder: Path) -> Path | None:
     """A file that push would write over in a folder that holds no card of an earlier push."""
-    try:
-        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        card = ""
+    path = folder / "README.md"
+    card = path.read_text(encoding="utf-8", errors="replace") if what_is(path) == "file" else ""
     if card.startswith("---\n") and 'library_name: "igebm"' in card:
         return None
     return next((folder / name for name in (*SMALL, hub.MODEL) if what_is(folder / name) != "nothing"), None)
@@ -103,8 +101,11 @@ def write_tree(
     about: dict[str, Any],
     picture: np.ndarray | None,
 ) -> None:
-    """The files that travel, each whole or not at all, the weights last."""
+    """The files that travel, each whole or not at all, the card first and the weights last."""
     results = results_of(asked.model, about["step"])
+    preset = preset_of(path, about)
+    told = card(name, where, asked.licence, tensors, about, command_of(path, preset), results, picture is not None)
+    write_text(folder / "README.md", told)  # first: by it a push that did not come to its end is known as ours
     if results or what_is(folder / "evaluation") == "folder":
         evaluation = writable_folder(folder / "evaluation")
         for old in RESULTS:
@@ -114,10 +115,7 @@ def write_tree(
     (folder / "samples.png").unlink(missing_ok=True)
     if picture is not None:
         write_png(folder / "samples.png", picture)
-    preset = preset_of(path, about)
     write_json(folder / "preset.json", preset)
-    told = card(name, where, asked.licence, tensors, about, command_of(path, preset), results, picture is not None)
-    write_text(folder / "README.md", told)
     with write_whole(folder / hub.MODEL) as temporary:
         temporary.write_bytes(path.read_bytes())
 
@@ -170,7 +168,7 @@ def picture_of(asked: Push, about: dict[str, Any], path: Path) -> np.ndarray | N
     n = min(40, 2 * m.net.condition) if m.shape.classes and m.conditional else 16
     with terminal.bar("samples for the card") as screen:
         images, y = m.sample(n, progress=lambda done, total: screen.step(done, total))
-    return grid(by_class(images, y))
+    return sample_picture(images, y, m.shape.classes)
 
 
 def picture_at(path: Path) -> np.ndarray:

@@ -236,6 +236,5 @@ def pretty(value: Any, name: str = "", depth: int = 0) -> list[str]:
         return head + [line for k, v in value.items() for line in pretty(v, str(k), inner)]
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
         return [f"{indent}{name}:", *(f"{indent}  {line}" for line in table(value).splitlines())]
-    if isinstance(value, list | tuple):
-        value = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) or "none"
-    return [f"{indent}{name}: {'none' if value is None else written(value)}"]
+    nothing = value is None or (isinstance(value, dict | list | tuple) and not value)
+    return [f"{indent}{name}: {'none' if nothing else written(value)}"]

@@ -157,7 +157,7 @@ def new(
     images = open_split(settings, "train", data_dir, skip_bad)
     shape = shape_of(images)
     settings = settled(kind, replace(settings, data=absolute(settings.data)), shape)
-    run = start(kind, settings, shape, runtime, about(settings, images))
+    run = start(kind, settings, shape, runtime, about(settings, images) | ({"skip_bad": True} if skip_bad else {}))
     loader = open_loader(settings, images, runtime)
     name = settings.data if settings.data in NAMES else re.sub("[^0-9A-Za-z]+", "-", Path(settings.data).stem)
     folder = new_folder(Path("runs") / f"{kind}-{name}") if out is None else writable_folder(out)
@@ -196,6 +196,8 @@ def resume(
         if fixed:
             raise InputError(f"a resumed run cannot change {'; '.join(fixed)}; start a new one")
         runtime = open_machine(machine, "baseline", saved["runtime"])
+        saved["facts"] |= {"skip_bad": True} if skip_bad else {}
+        skip_bad = bool(saved["facts"].get("skip_bad", False))
         images = open_split(settings, "train", data_dir, skip_bad)
         run = start(kind, settings, Shape(*saved["shape"]), runtime, saved["facts"])
         if shape_of(images) != run.shape:

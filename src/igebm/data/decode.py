@@ -131,7 +131,7 @@ def _decode_all(
         # Pillow warns of odd metadata; where pixels are missing it raises as well.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        heads = list(pool.map(_head, pictures))
+        heads = list(pool.map(look, pictures))
         bad = {i: head for i, head in enumerate(heads) if isinstance(head, str)}
         good = [i for i in range(len(pictures)) if i not in bad]
         read = [head for head in heads if isinstance(head, Head)]
@@ -183,7 +183,8 @@ def _mode(image: Image.Image) -> str:
     return mode
 
 
-def _head(picture: Picture) -> Head | str:
+def look(picture: Picture) -> Head | str:
+    """What a picture says of itself, without its pixels; or why it cannot be read."""
     try:
         with opened(picture) as image:
             w, h = _bounded(image).size
@@ -209,7 +210,7 @@ def _rows(
     def one(i: int) -> np.ndarray | str:
         try:
             return decode(pictures[i], image_size, shape[2])
-        except Exception as error:  # as in _head
+        except Exception as error:  # as in look
             return _reason(error)
 
     for start in range(0, len(good), AT_ONCE):
@@ -228,7 +229,7 @@ def _rows(
 def _told(rows: Iterator[np.ndarray], total: int, where: str, say: Callable[[str], None]) -> Iterator[np.ndarray]:
     """The rows, and every few seconds how many there are: a large folder takes minutes."""
     last = time.monotonic()
-    for k, row in enumerate(rows):
+    for k, row in enumerate(rows, 1):
         if time.monotonic() - last > EVERY:
             say(f"{where}: {k:,} of {total:,} images read")
             last = time.monotonic()

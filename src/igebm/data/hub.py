@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import whole
 from .decode import Picture, decode_all
-from .images import SPLITS, canonical
+from .images import SPLITS, NotAtHand, canonical
 from .labels import tidy_labels
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def download(repository: str, config: str | None, looked_for: str, say: Callable
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     if not offline:
         if away := unreachable():
-            raise InputError(f"the data set is not on this machine and {away}; {advice}")
+            raise NotAtHand(f"the data set is not on this machine and {away}", advice)
     say(f"reading {hub} from the Hugging Face hub; the first time this waits for the download")
     import datasets
     from datasets.exceptions import DatasetsError
@@ -59,7 +59,7 @@ def download(repository: str, config: str | None, looked_for: str, say: Callable
         found = datasets.load_dataset(repository, config)
     except (OSError, ValueError, HfHubHTTPError, DatasetsError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise InputError(f"the Hugging Face hub gave no data set: {reason}; {advice}") from error
+        raise NotAtHand(f"the Hugging Face hub gave no data set: {reason}", advice) from error
     if not isinstance(found, datasets.DatasetDict):
         raise InputError(f"{hub} is not a set of splits that can be read, got {type(found).__name__}")
     return {str(split): dataset for split, dataset in found.items()}

@@ -52,6 +52,14 @@ def shown(path: str | bytes | os.PathLike[str]) -> str:
     return text.translate(CONTROL)
 
 
+class NotAtHand(InputError):
+    """A named set that is nowhere on this machine and cannot be fetched; `reason` names no place."""
+
+    def __init__(self, reason: str, advice: str):
+        self.reason = reason
+        super().__init__(f"{reason}; {advice}")
+
+
 class MixedSizes(InputError):
     """Images of several sizes where one is wanted."""
 

@@ -1,6 +1,7 @@
 """`load`, `load_series`: one word or path from the user to one split of a set of images, or of time series."""
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -79,8 +80,15 @@ def _load_sprites(spec: str, split: str, data_dir: Path | None, image_size: int 
 
 
 def are_series(spec: str) -> bool:
-    """Whether a set is one of time series by its name alone; an .npz or .npy may hold either."""
-    return spec == "balls" or spec.startswith("balls-") or Path(spec).suffix.lower() in (".csv", ".parquet")
+    """Whether a set is one of time series by its name; an .npz or .npy may hold either."""
+    table = Path(spec).suffix.lower() in (".csv", ".parquet")
+    return _balls(spec) is not None or (table and what_is(located(spec)) != "folder")
+
+
+def _balls(spec: str) -> int | None:
+    """How many balls are simulated: "balls", "balls-2", ...; None for another set."""
+    found = re.fullmatch(r"balls(?:-([0-9]{1,8}))?", spec)
+    return None if found is None else int(found[1] or 1)
 
 
 def load_series(spec: str, split: str = "train", least: int = 2) -> "Series":
@@ -90,9 +98,9 @@ def load_series(spec: str, split: str = "train", least: int = 2) -> "Series":
     """
     from . import balls, series_files
 
-    count = spec.removeprefix("balls-")
-    if spec == "balls" or (spec != count and count.isascii() and count.isdigit() and len(count) < 9):
-        found = balls.splits(1 if spec == "balls" else int(count))
+    count = _balls(spec)
+    if count is not None:
+        found = balls.splits(count)
         if canonical(split) not in found:
             raise MissingSplit(spec, split, found)
         return found[canonical(split)]
@@ -107,7 +115,7 @@ def _load_path(
     path: Path, spec: str, split: str, image_size: int | None, channels: int | None, say: Callable[[str], None]
 ) -> Images:
     array = path.suffix.lower() in (".npz", ".npy")
-    if are_series(spec):
+    if are_series(spec) and (what_is(path) == "file" or _balls(spec) is not None):
         instead = f"igebm train balls-langevin --data {shown(spec)}"
         raise InputError(f"{shown(spec)} holds time series, and images are wanted here; for series: {instead}")
     if spec and what_is(path) == "file":

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .series import Series
 
 USUAL_BATCH = 64
+USUAL_PAST = 3
 DARK = 65  # of 255: 14 bits stored in 16 reach 64, 12 bits 16
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
 
@@ -83,7 +84,10 @@ def check_series(spec: str) -> dict[str, Any]:
             for name, v in zip(series.features, values, strict=True)
         }}  # fmt: skip
         still = [name for name, of in splits[split]["of_features"].items() if of["std"] == 0]
-        warnings += [f"{split}: the feature {name} has one value throughout: leave it out" for name in still]
+        warnings += [f"{split}: the feature {name} has one value throughout, which training refuses" for name in still]
+        if states <= USUAL_PAST:
+            needed = f"the presets' --past {USUAL_PAST} needs at least {USUAL_PAST + 1}"
+            warnings.append(f"{split}: series of {states} states; {needed}")
     if "test" not in found:
         warnings.append("no test split: igebm eval rollout takes the train split (an .npz may hold test_x)")
     first = next(iter(found.values()))

@@ -15,6 +15,7 @@ from scipy.stats import norm, rankdata
 
 from .. import ranks
 from ..data import Images
+from ..data.images import NotAtHand
 from ..data.named import NAMES
 from ..data.outliers import MADE_UP, make
 from ..energy import energy_and_grad
@@ -107,7 +108,7 @@ def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images
 
     A path that leads nowhere is the user's mistake and raises InputError; so does an empty set.
     """
-    found, why = {}, {}
+    found, left_out, told = {}, {}, {}
     for name in dict.fromkeys(options.against):
         if name in MADE_UP:
             found[name] = Images(name, make(name, np.asarray(test.x), work.asked.seed), None, ())
@@ -117,15 +118,20 @@ def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images
         except InputError as error:
             if name not in NAMES and not name.startswith("hf:"):
                 raise
-            why[name] = str(error)
+            left_out[name] = error.reason if isinstance(error, NotAtHand) else "it cannot be read"
+            told[name] = str(error)
         else:
             short = called(name)
             found[short if short not in found else name] = images
-    left_out = {name: line.split("; ")[0] for name, line in why.items()}  # without the places on this machine
+    # The result has the reasons, without places on this machine; those that several share are said once.
     for reason in dict.fromkeys(left_out.values()) if work.first else ():
         names = [name for name in left_out if left_out[name] == reason]
-        more = "; put their .npz files where IGEBM_DATA or --data-dir says, or connect to the network"
-        work.screen.say(f"left out: {', '.join(names)}: {why[names[0]] if len(names) == 1 else reason + more}")
+        if len(names) > 1 and reason != "it cannot be read":
+            more = "put their .npz files where IGEBM_DATA or --data-dir says, or connect to the network"
+            work.screen.say(f"left out: {', '.join(names)}: {reason}; {more}")
+        else:
+            for name in names:
+                work.screen.say(f"left out: {name}: {told[name]}")
     return found, left_out
 
 

@@ -28,6 +28,14 @@ def grid(images: np.ndarray, columns: int = 0, gap: int = 1, least: int = 480) -
 
 
 MOST_COLUMNS = 20
+MOST_ROWS = 20
+
+
+def sample_picture(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> np.ndarray:
+    """Samples as people want to see them: by classes where there are a few, else a grid."""
+    if labels is None or labels.ndim > 1 or not classes or not 1 < len(np.unique(labels)) <= MOST_ROWS:
+        return grid(by_class(images, labels))
+    return class_rows(images, labels, classes)
 
 
 def class_rows(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -39,7 +47,7 @@ def class_rows(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -
               for k, x in of.items()]  # fmt: skip
     pictures = grid(np.concatenate(filled), columns, least=min(1000, 70 * columns))
     height, font = pictures.shape[0] / sum(rows.values()), ImageFont.load_default(size=14)
-    names = [classes[k] for k in of]
+    names = [classes[k] if k >= 0 else "no label" for k in of]
     margin = 12 + math.ceil(max(font.getlength(name) for name in names))
     beside = Image.new("L", (margin, pictures.shape[0]), 255)
     pen, top = ImageDraw.Draw(beside), 0

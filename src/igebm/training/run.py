@@ -1,6 +1,5 @@
 """A run and its folder: start one, go on with one, one process at a time."""
 
-import errno
 import hashlib
 import os
 import platform
@@ -105,7 +104,8 @@ def resume(
             terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total)")
             return Outcome("done", step, 0.0), folder
         runtime = open_machine(machine, preset.network, saved["runtime"])
-        images = open_data(preset, data_dir, skip_bad or saved["facts"].get("skip_bad", False))
+        saved["facts"] |= {"skip_bad": True} if skip_bad else {}
+        images = open_data(preset, data_dir, saved["facts"].get("skip_bad", False))
         shape = from_dict(saved, folder)
         fits_memory(preset, shape, runtime)
         state = states.start(preset, shape, runtime, saved["facts"])
@@ -125,9 +125,7 @@ def resume(
 
 
 FIXED = {
-    "image_size", "channels", "conditional", "width", "blocks", "stem", "activation", "modulation", "skip_kernel",
-    "skip_down", "stem_bias", "head_relu", "pooling", "scales", "spectral", "init", "buffer_size", "buffer_policy",
-    "buffer_rounding", "seed", "network", "past",
+    *states.NETWORK, "image_size", "channels", "init", "buffer_size", "buffer_policy", "buffer_rounding", "seed",
 }  # fmt: skip
 """settings that a checkpoint's weights, buffer or data stream are made of"""
 
@@ -379,14 +377,10 @@ def new_folder(wanted: Path) -> Path:
         folder = free_folder(wanted)
         try:
             writable_folder(folder.parent)
-            if what_is(folder) == "folder":
-                folder.rmdir()  # an empty one; made anew, so that of two processes one has it
             folder.mkdir()
             return folder
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY):
-                raise
-            # else: taken by another process since
+        except FileExistsError:
+            continue  # made by another process since
 
 
 def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:

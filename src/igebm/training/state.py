@@ -366,6 +366,9 @@ def init_from(state: TrainState, source: model.Model | Forecaster) -> None:
             for name in NETWORK
             if getattr(there, name) != getattr(here, name)
         ]
+        predictor = lambda p: p.objective == "squared-error"
+        if predictor(here) != predictor(there):
+            differ.append(f"{source.name} is {'a plain predictor' if predictor(there) else 'an energy'}")
         if source.shape != state.shape:
             differ.append(f"{described(source.shape)} where the data are {described(state.shape)}")
         raise InputError(f"{source.name} is of another network: {'; '.join(differ)}") if differ else error from None

@@ -207,6 +207,22 @@ def test_a_named_set_that_is_not_at_hand_is_left_out_and_said(tmp_path, capsys, 
     assert "none of the sets is at hand" in capsys.readouterr().err
 
 
+def test_sets_that_are_left_out_for_one_reason_are_said_once(tmp_path, capsys, monkeypatch):
+    """Nobody listens at the hub's address: one line for both, and a result without the folder that was searched."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    args = ("--data-dir", tmp_path, "--n", 20, "--against", "svhn", "cifar100", "constant")
+    assert ood(tmp_path / "a", *args) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert len(said) == 1 and said[0].startswith(
+        "left out: svhn, cifar100: the data set is not on this machine and 127"
+    )
+    found = numbers(tmp_path / "a")["left_out"]
+    assert list(found) == ["svhn", "cifar100"] and not any(str(tmp_path) in why for why in found.values())
+
+
 def test_a_baseline_beside_the_model(tmp_path, capsys):
     """-log p of a PixelCNN++ (untrained: what it says is beside the point) is scored as the energy is; its size and
     its training stand beside it; one of other images is refused."""

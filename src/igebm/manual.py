@@ -19,6 +19,7 @@ from docstring_parser import parse_from_object
 from tyro.conf import arg
 
 NAMES = {str: "STR", int: "INT", float: "FLOAT", Path: "PATH"}
+"""tyro's own names of these, for where one may be left out too"""
 KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 PLAINER = (
     (r"^Error parsing ", lambda m: ""),
@@ -36,6 +37,7 @@ PLAINER = (
         lambda m: f"{m[2]}: give one of {m[3].rstrip(',').replace(chr(39), '')}, got {m[1]}",
     ),
 )
+"""what tyro and Python say of a value, and what a user is told instead"""
 
 
 @cache

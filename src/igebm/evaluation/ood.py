@@ -37,6 +37,7 @@ PAPER: dict[str, dict[str, float]] = {
 }
 """Table 2 of arXiv:1903.08689: models of CIFAR-10 (its Textures are dtd). CIFAR-100 is not in it."""
 
+UNREADABLE = "it cannot be read"  # what a result says of a set whose trouble names a place on this machine
 AVERAGED = [name for name in PAPER if name != "average"]
 
 
@@ -118,7 +119,7 @@ def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images
         except InputError as error:
             if name not in NAMES and not name.startswith("hf:"):
                 raise
-            left_out[name] = error.reason if isinstance(error, NotAtHand) else "it cannot be read"
+            left_out[name] = error.reason if isinstance(error, NotAtHand) else UNREADABLE
             told[name] = str(error)
         else:
             short = called(name)
@@ -126,7 +127,7 @@ def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images
     # The result has the reasons, without places on this machine; those that several share are said once.
     for reason in dict.fromkeys(left_out.values()) if work.first else ():
         names = [name for name in left_out if left_out[name] == reason]
-        if len(names) > 1 and reason != "it cannot be read":
+        if len(names) > 1 and reason != UNREADABLE:
             more = "put their .npz files where IGEBM_DATA or --data-dir says, or connect to the network"
             work.screen.say(f"left out: {', '.join(names)}: {reason}; {more}")
         else:

@@ -21,6 +21,7 @@ from igebm import forecast, model, presets, pretrained
 from igebm.cli import COMMANDS, main
 from igebm.errors import InputError
 from igebm.evaluation.settings import EXPERIMENTS
+from igebm.files import results_folder
 
 TINY = (
     "--width 4 --blocks 1d --chain-steps 3 --batch 8 --buffer-size 24 --save-every 2 --log-every 1 --grid-every 3 "
@@ -320,6 +321,39 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on(number, tmp_path):
     assert step >= 3
     assert main(["train", "--resume", str(out), "--steps", str(step + 2)]) == 0
     assert torch.load(out / "checkpoint.pt", weights_only=True)["counters"]["step"] == step + 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["sample digits --steps 1000000", "compose digits=3 --steps 1000000", "restore digits {png} --steps 1000000"]
+    + ["infer dsprites-rotation {png} --steps 1000000", "eval trajectory digits --steps 1000000"],
+)
+def test_an_interrupt_leaves_no_empty_folder(words, tmp_path):
+    """Ctrl-C while chains run: one line, and of the folders made for results none is left; the one above them is."""
+    Image.new("L", (32, 32)).save(tmp_path / "x.png")
+    out = tmp_path / "some" / "where"
+    args = [*words.format(png=tmp_path / "x.png").split(), "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "igebm", *args], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not out.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.endswith("igebm: interrupted\n") and "Traceback" not in err
+    assert not out.parent.exists() and tmp_path.exists()
+
+
+def test_a_folder_of_results_stays_with_what_is_in_it(tmp_path):
+    """As far as results were written it stays, and so does a folder that was there before, empty as it is."""
+    (tmp_path / "empty").mkdir()
+    for name, left in (("new/one", True), ("new/two", False), ("empty", True)):
+        with pytest.raises(KeyboardInterrupt), results_folder(tmp_path / name) as out:
+            if name == "new/one":
+                (out / "samples.npy").touch()
+            raise KeyboardInterrupt
+        assert (tmp_path / name).exists() == left
+    assert (tmp_path / "new" / "one" / "samples.npy").exists()
 
 
 # Mistakes: one line, exit code 2, nothing left behind

@@ -228,9 +228,8 @@ def list_presets(args: list[str]) -> int:
         n: {"source": e.source, "note": e.note, "settings": presets.to_dict(e.preset)}
         for n, e in presets.PRESETS.items()
     }
-    rows = [
-        {"preset": n, "data": e.preset.data, "reproduces": e.source, "note": e.note} for n, e in presets.PRESETS.items()
-    ]
+    what = lambda e: f"{e.source}; {e.note}" if e.note else e.source
+    rows = [{"preset": n, "data": e.preset.data, "reproduces": what(e)} for n, e in presets.PRESETS.items()]
     terminal.result(every, asked.json, lambda: terminal.table(rows))
     return 0
 
@@ -263,8 +262,16 @@ def list_data(args: list[str]) -> int:
     from .data import available
 
     rows = available(asked.data_dir)
-    sized = [row | {"shape": "x".join(map(str, row["shape"] or ()))} for row in rows]
-    terminal.result(rows, asked.json, lambda: terminal.table(sized))
+    shown = [
+        {
+            "name": row["name"],
+            "from": f"{row['where']}: {row['source']}",
+            "shape": "x".join(map(str, row["shape"] or ())),
+        }
+        | {"classes": row["classes"], "train + test": " + ".join(f"{n:,}" for n in (row["counts"] or {}).values())}
+        for row in rows
+    ]
+    terminal.result(rows, asked.json, lambda: terminal.table(shown))
     return 0
 
 
@@ -540,7 +547,9 @@ def parse(kind: Callable[..., Parsed], command: str, args: list[str], default: P
             print(page.text(), end="")
             terminal.flush_results()
             raise
-        raise InputError(f"{manual.one_line(printed.getvalue())}; see igebm {command} --help") from None
+        raise InputError(
+            f"{manual.one_line(printed.getvalue(), manual.options(kind))}; see igebm {command} --help"
+        ) from None
 
 
 def _fail(code: int, message: str) -> int:

@@ -14,7 +14,7 @@ from . import __version__, data, forecast, model, terminal
 from .arguments import ConceptsOf, DataCheck, EnergyOf, Evaluate, RolloutOf, Sample
 from .data import Images
 from .errors import Fault, InputError, many, within
-from .files import free_folder, what_is, writable_file, writable_folder, write_array, write_json, write_text
+from .files import free_folder, results_folder, what_is, writable_file, write_array, write_json, write_text
 from .inputs import labels_for, load_split, matches, open_model
 from .model import Model
 from .report.plots import sample_picture, write_png
@@ -35,37 +35,38 @@ def sample(asked: Sample) -> Path:
     steps = asked.steps
     if steps is None:
         steps = m.preset.sample_steps if asked.init == "noise" else m.preset.chain_steps
-    out = writable_folder(asked.out or free_folder(Path("samples") / m.name))
     n = asked.n if start is None else len(start)
-    with terminal.bar("sampling") as screen:
-        images, y = m.sample(
-            n,
-            label=asked.label if labels is None else None,
-            steps=steps,
-            start=start,
-            labels=labels,
-            seed=asked.seed,
-            batch=asked.batch,
-            progress=lambda done, total: screen.step(done, total),
-        )
-    write_png(out / "samples.png", sample_picture(images, y, m.shape.classes))
-    write_array(out / "samples.npy", images)
-    write_array(out / "labels.npy", np.full(n, -1, np.int64) if y is None else y)
-    about = {
-        "model": str(asked.model),
-        "model_step": m.step,
-        "weights": "ema",
-        "n": n,
-        "label": asked.label,
-        "classes": list(m.shape.classes),
-        "init": asked.init,
-        "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
-        "seed": asked.seed,
-        "dtype": str(m.dtype).removeprefix("torch."),
-        "compiled": m.compiled,
-        "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
-    write_json(out / "sample.json", about)
+    folder = asked.out or free_folder(Path("samples") / m.name)
+    with results_folder(folder) as out:
+        with terminal.bar("sampling") as screen:
+            images, y = m.sample(
+                n,
+                label=asked.label if labels is None else None,
+                steps=steps,
+                start=start,
+                labels=labels,
+                seed=asked.seed,
+                batch=asked.batch,
+                progress=lambda done, total: screen.step(done, total),
+            )
+        write_png(out / "samples.png", sample_picture(images, y, m.shape.classes))
+        write_array(out / "samples.npy", images)
+        write_array(out / "labels.npy", np.full(n, -1, np.int64) if y is None else y)
+        about = {
+            "model": str(asked.model),
+            "model_step": m.step,
+            "weights": "ema",
+            "n": n,
+            "label": asked.label,
+            "classes": list(m.shape.classes),
+            "init": asked.init,
+            "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
+            "seed": asked.seed,
+            "dtype": str(m.dtype).removeprefix("torch."),
+            "compiled": m.compiled,
+            "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+        write_json(out / "sample.json", about)
     terminal.say(
         f"{many(n, 'sample')} by {many(steps, 'step')} from {asked.init}, with the averaged weights of step {m.step}"
     )
@@ -198,8 +199,7 @@ def evaluate(name: str, asked: Evaluate) -> int:
     from .evaluation.work import Work, folder_of, run_all, run_one
 
     m, runtime = open_model(asked.model, asked.machine)
-    with ranks.together():
-        out = writable_folder(asked.common.out or folder_of(asked.model))
+    with ranks.together(), results_folder(asked.common.out or folder_of(asked.model)) as out:
         work = Work(m, asked.model, runtime, asked.common, out)
         if name == "all":
             failed = run_all(work, asked.options.quick)
@@ -241,11 +241,11 @@ def rollout(asked: RolloutOf) -> int:
         raise InputError("--length, --n and --average are at least 1")
     models = [forecast.load(where) for where in asked.models]
     runtime = probe("cpu", "float32", "off", asked.threads)
-    out = writable_folder(asked.out or folder_of(asked.models[0]))
     start = time.perf_counter()
-    with terminal.bar("rollout") as screen:
-        found = experiment.run(models, asked.options, out, asked.data, asked.seed, screen)
-    about = record_plain(out, "rollout", asked.options, found, asked.seed, runtime, time.perf_counter() - start)
+    with results_folder(asked.out or folder_of(asked.models[0])) as out:
+        with terminal.bar("rollout") as screen:
+            found = experiment.run(models, asked.options, out, asked.data, asked.seed, screen)
+        about = record_plain(out, "rollout", asked.options, found, asked.seed, runtime, time.perf_counter() - start)
     rows = [
         {"model": kind, "seeds": row["seeds"]}
         | {f"after {h}": f"{v:.4g}" for h, v in zip(row["horizons"], row["mse"], strict=True)}
@@ -268,12 +268,12 @@ def concepts(asked: ConceptsOf) -> int:
     if asked.options.n < 1 or asked.batch < 1:
         raise InputError(f"--n {asked.options.n} --batch {asked.batch}: give at least 1 of each")
     opened = [open_model(where, asked.machine) for where in asked.models]
-    out = writable_folder(asked.out or Path("evaluation") / "concepts")
     start = time.perf_counter()
-    with terminal.bar("concepts") as screen:
-        found = experiment.run([m for m, _ in opened], asked.options, out, asked.seed, asked.batch, screen)
-    seconds = time.perf_counter() - start
-    about = record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], seconds)
+    with results_folder(asked.out or Path("evaluation") / "concepts") as out:
+        with terminal.bar("concepts") as screen:
+            found = experiment.run([m for m, _ in opened], asked.options, out, asked.seed, asked.batch, screen)
+        seconds = time.perf_counter() - start
+        about = record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], seconds)
     told = [(row["models"], " + ".join(row["factors"]), row["errors"], row) for row in reversed(found["rows"])]
     told.append(
         (0, "blind guess", {k: v for k, v in found["blind"].items() if not isinstance(v, dict)}, found["blind"])

@@ -15,13 +15,13 @@ from .circumstances import circumstances
 from .data import quantise
 from .data.latents import Latent, drawn, on_circle
 from .errors import Fault, InputError, many
-from .files import free_folder, writable_folder, write_array, write_json
+from .files import free_folder, results_folder, write_array, write_json
 from .inputs import open_model, read_picture
 from .model import Model, batches, build_kernel
 from .report import figures
 from .report.plots import grid, write_png
 from .runtime import Runtime
-from .samplers import run
+from .samplers import Kernel, run
 from .terms import Term
 
 
@@ -37,42 +37,50 @@ def compose(asked: Compose) -> Path:
     first = next(iter(models.values()))
     energies_of(parsed, models, 1)  # a wrong value is said before any work
     said = {name: getattr(asked, name) for name in ("step_size", "noise", "clip") if getattr(asked, name) is not None}
-    kernel = build_kernel(replace(first.preset, **said))
+    preset = replace(first.preset, **said)
     steps = first.preset.sample_steps if asked.steps is None else asked.steps
-    out = writable_folder(asked.out or free_folder(Path("composed")))
-    found = np.empty((asked.n, first.shape.height, first.shape.width, first.shape.channels), np.uint8)
-    ends: list[list[float]] = []
-    with terminal.bar("composing") as screen:
-        for part in batches(asked.n, asked.batch):
-            n = part.stop - part.start
-            Es = energies_of(parsed, models, n)
-            E, step = terms.composed(parsed, Es), kernel
-            if asked.mode == "cyclic":
-                step = terms.cyclic(kernel, [terms.signed(t, F) for t, F in zip(parsed, Es, strict=True)])
-            generator = torch.Generator(first.device).manual_seed(asked.seed + part.start)
-            x = torch.rand((n, *first.shape.image), generator=generator, device=first.device)
-            tell = lambda k, *_, a=part.start, n=n: screen.step(a * steps + k * n, asked.n * steps)
-            end = run(step, E, x, steps, generator, tell)[0].x
-            if not torch.isfinite(end).all():
-                raise Fault("a chain on the composition left the numbers; lower --step-size or the weights")
-            found[part] = quantise(end).permute(0, 2, 3, 1).cpu().numpy()
-            with torch.no_grad():
-                ends.append([F(end).mean().item() for F in Es])
-    write_png(out / "samples.png", grid(found))
-    write_array(out / "samples.npy", found)
-    about = {
-        "terms": [asdict(term) | {"energy": e} for term, e in zip(parsed, np.mean(ends, 0).tolist(), strict=True)],
-        "mode": asked.mode,
-        "n": asked.n,
-        "seed": asked.seed,
-        "chain": {k: getattr(replace(first.preset, **said), k) for k in ("step_size", "noise", "clip")}
-        | {"steps": steps},
-        "seconds": round(time.perf_counter() - start, 1),
-        "machine": circumstances(runtime),
-    }
-    write_json(out / "compose.json", about)
+    with results_folder(asked.out or free_folder(Path("composed"))) as out:
+        with terminal.bar("composing") as screen:
+            found, energies = chains(asked, parsed, models, build_kernel(preset), steps, screen.step)
+        write_png(out / "samples.png", grid(found))
+        write_array(out / "samples.npy", found)
+        about = {
+            "terms": [asdict(term) | {"energy": e} for term, e in zip(parsed, energies.mean(0).tolist(), strict=True)],
+            "mode": asked.mode,
+            "n": asked.n,
+            "seed": asked.seed,
+            "chain": {k: getattr(preset, k) for k in ("step_size", "noise", "clip")} | {"steps": steps},
+            "seconds": round(time.perf_counter() - start, 1),
+            "machine": circumstances(runtime),
+        }
+        write_json(out / "compose.json", about)
     terminal.say(f"{many(asked.n, 'sample')} of {many(len(parsed), 'term')} by {many(steps, 'step')}")
     return out
+
+
+def chains(
+    asked: Compose, parsed: list[Term], models: dict[str, Model], kernel: Kernel, steps: int, tell: terminal.Step
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where chains on the composition end: uint8 images (n, H, W, C), and each term's energy of each, (n, terms)."""
+    first = next(iter(models.values()))
+    found = np.empty((asked.n, first.shape.height, first.shape.width, first.shape.channels), np.uint8)
+    energies = np.empty((asked.n, len(parsed)))
+    for part in batches(asked.n, asked.batch):
+        n = part.stop - part.start
+        Es = energies_of(parsed, models, n)
+        E, step = terms.composed(parsed, Es), kernel
+        if asked.mode == "cyclic":
+            step = terms.cyclic(kernel, [terms.signed(t, F) for t, F in zip(parsed, Es, strict=True)])
+        generator = torch.Generator(first.device).manual_seed(asked.seed + part.start)
+        x = torch.rand((n, *first.shape.image), generator=generator, device=first.device)
+        done = lambda k, *_, a=part.start, n=n: tell(a * steps + k * n, asked.n * steps)
+        end = run(step, E, x, steps, generator, done)[0].x
+        if not torch.isfinite(end).all():
+            raise Fault("a chain on the composition left the numbers; lower --step-size or the weights")
+        found[part] = quantise(end).permute(0, 2, 3, 1).cpu().numpy()
+        with torch.no_grad():
+            energies[part] = torch.stack([F(end) for F in Es], 1).cpu().numpy()
+    return found, energies
 
 
 def open_models(parsed: list[Term], machine) -> tuple[dict[str, Model], Runtime]:
@@ -107,12 +115,12 @@ def infer(asked: Infer) -> None:
     if not m.conditional:
         raise InputError(f"{m.name} is unconditional: there is nothing to infer; take one with classes or latents")
     picture = read_picture(asked.image, m)
-    out = writable_folder(asked.out or free_folder(Path("inferred") / asked.image.stem))
-    numbers = classes_of(m, picture, out) if m.shape.classes else latents_of(m, picture, asked, out)
-    about = {"model": asked.model, "image": str(asked.image), "seed": asked.seed} | numbers
-    seconds = round(time.perf_counter() - start, 1)
-    about = about | {"seconds": seconds, "machine": circumstances(runtime)}
-    write_json(out / "infer.json", about)
+    with results_folder(asked.out or free_folder(Path("inferred") / asked.image.stem)) as out:
+        numbers = classes_of(m, picture, out) if m.shape.classes else latents_of(m, picture, asked, out)
+        about = {"model": asked.model, "image": str(asked.image), "seed": asked.seed} | numbers
+        seconds = round(time.perf_counter() - start, 1)
+        about = about | {"seconds": seconds, "machine": circumstances(runtime)}
+        write_json(out / "infer.json", about)
     terminal.result(about, asked.json, lambda: "\n".join([*terminal.pretty(numbers), f"folder: {out}"]))
 
 

@@ -5,7 +5,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +114,19 @@ def writable_folder(path: Path, hint: str = "choose another with --out") -> Path
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write to the folder {path}: {reason}; {hint}") from error
     return path
+
+
+@contextmanager
+def results_folder(path: Path) -> Iterator[Path]:
+    """A `writable_folder` for the block to leave its results in. Of the folders made for it those go again in which the
+    block left nothing: it was interrupted, or failed."""
+    made = [folder for folder in (path, *path.parents) if what_is(folder) == "nothing"]
+    try:
+        yield writable_folder(path)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty: it stays
+                folder.rmdir()
 
 
 def _umask() -> int:

@@ -130,10 +130,14 @@ def compare(folders: list[Path], out: Path, as_json: bool) -> None:
     }
 
     def text() -> str:
+        names = list(dict.fromkeys(name for r in rows for name in r if name != "run"))
+        table = lambda lines: terminal.table(
+            [{"run": name} | dict(zip(map(str, folders), values, strict=True)) for name, values in lines]
+        )
+        numbers = table((name, [r.get(name) for r in rows]) for name in names)
         if not differing:
-            return f"{terminal.table(rows)}\n\nthe settings are the same"
-        other = [{"": f} | dict(zip(map(str, folders), v, strict=True)) for f, v in differing.items()]
-        return f"{terminal.table(rows)}\n\nsettings that differ:\n{terminal.table(other)}"
+            return f"{numbers}\n\nthe settings are the same"
+        return f"{numbers}\n\nsettings that differ:\n{table(differing.items())}"
 
     writable_folder(out)
     terminal.result({"runs": rows, "differing": differing}, as_json, text)

@@ -11,12 +11,16 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Collection
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 from tyro.conf import arg
+
+from . import completion
 
 NAMES = {str: "STR", int: "INT", float: "FLOAT", Path: "PATH"}
 """tyro's own names of these, for where one may be left out too"""
@@ -38,6 +42,22 @@ PLAINER = (
     ),
 )
 """what tyro and Python say of a value, and what a user is told instead"""
+
+MEANT = {
+    "batchsize": "--batch", "bs": "--batch", "epochs": "--steps", "iterations": "--steps", "iters": "--steps",
+    "numsteps": "--steps", "nsteps": "--steps", "maxsteps": "--steps", "learningrate": "--lr", "output": "--out",
+    "outdir": "--out", "outputdir": "--out", "logdir": "--out", "dir": "--out", "gpu": "--device", "cuda": "--device",
+    "cpu": "--device", "num": "--n", "count": "--n", "samples": "--n", "numsamples": "--n", "nsamples": "--n",
+    "class": "--label", "classes": "--label", "dataset": "--data", "workers": "--threads", "numworkers": "--threads",
+    "langevinsteps": "--chain-steps", "mcmcsteps": "--chain-steps", "k": "--chain-steps", "steplr": "--step-size",
+    "noisescale": "--noise", "sigma": "--noise", "imsize": "--image-size", "size": "--image-size",
+    "resolution": "--image-size", "resumeiter": "--resume", "continue": "--resume", "checkpoint": "--resume",
+    "pretrained": "--init-from", "precision": "--dtype", "fp16": "--dtype", "bf16": "--dtype",
+    "buffer": "--buffer-size", "replaybatch": "--buffer-size", "cclass": "--conditional", "filters": "--width",
+    "numfilters": "--width", "specnorm": "--spectral", "l2coeff": "--alpha",
+    "emadecay": "--ema", "skip": "--skip-bad", "reference": "--against", "ood": "--against",
+}  # fmt: skip
+"""what other programs call an option, without its hyphens and underscores"""
 
 
 @cache
@@ -87,8 +107,14 @@ class Page(io.TextIOWrapper):
         return "\n".join(map(broken, self.pages.getvalue().decode(self.encoding).splitlines())) + "\n"
 
 
-def one_line(panel: str) -> str:
-    """What tyro says in a box, as one line: the first part of it, and the options that may have been meant."""
+def options(kind: Any) -> list[str]:
+    """The flags of a dataclass of options and of those in it."""
+    return [name for part in (get_origin(kind) or kind, *get_args(kind)) for name, _ in completion.options(part)]
+
+
+def one_line(panel: str, known: Collection[str]) -> str:
+    """What tyro says in a box, as one line: the first part of it, and which of the `known` options may have been
+    meant."""
     # With boxes: a title in the frame, rules between the parts. Without (no UTF-8): the title is a part of its own.
     lines = [line.strip("│ ") for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
     parts = [part.split("\n") for part in re.split(r"\n[─-]{5,}\n", "\n".join(lines))]
@@ -105,4 +131,8 @@ def one_line(panel: str) -> str:
         if part[0].startswith("Perhaps")
         for option in re.findall(r"--[a-z0-9-]+", " ".join(part))
     ]
+    if got := re.match(r"unknown option: --?([\w-]+)", said):
+        same = f"--{got[1]}"
+        ours = [option for option in (same, MEANT.get(re.sub("[-_]", "", got[1].lower()), "")) if option in known]
+        meant = ours or meant or get_close_matches(same, known, 3, 0.7)
     return said + (f"; did you mean {' or '.join(dict.fromkeys(meant[:3]))}?" if meant else "")

@@ -12,7 +12,7 @@ from .circumstances import circumstances
 from .data import quantise
 from .errors import InputError, many, within
 from .evaluation.masks import lower_half, read_mask
-from .files import free_folder, writable_folder, write_array, write_json
+from .files import free_folder, results_folder, write_array, write_json
 from .inputs import open_model, read_picture
 from .library import EBM, filling_steps
 from .report.plots import grid, write_png
@@ -36,35 +36,37 @@ def restore(asked: Restore) -> Path:
         raise InputError(f"--mask {asked.mask} is black: nothing is to be filled; paint what is to be filled white")
     label = None if asked.label is None else m.condition(asked.label)
     picture = read_picture(asked.image, m)
-    out = writable_folder(asked.out or free_folder(Path("restored") / asked.image.stem))
     steps = filling_steps(m.preset) if asked.steps is None else asked.steps
     model, copies = EBM(m), np.repeat(picture, asked.n, 0)
     # Told of no class, each way has the one that the model sees in the picture with that way's noise in its hole.
     seen = label if label is not None or not model.classes else model.seen_in(copies, hole, asked.seed)
     taken = None if label is not None or seen is None else [model.classes[i] for i in seen]
-    with terminal.bar("restoring") as screen:
-        x = model.restore(copies, hole, seen, steps, asked.seed, progress=lambda done, total: screen.step(done, total))
-    found = quantise(x).permute(0, 2, 3, 1).cpu().numpy()
-    damaged = np.where(hole[None, :, :, None], np.uint8(GREY), picture)
-    beside = np.concatenate([picture, damaged, found])
-    write_png(out / "restored.png", grid(beside, columns=min(len(beside), 10), least=1000))
-    write_array(out / "restored.npy", found)
-    with torch.no_grad():
-        energies, of_picture = model.energy(x, seen).tolist(), model.energy(picture, label).item()
-    about = {
-        "model": asked.model,
-        "image": str(asked.image),
-        "mask": None if asked.mask is None else str(asked.mask),
-        "filled_pixels": int(hole.sum()),
-        "label": asked.label,
-        "labels_taken": taken,
-        "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
-        "seed": asked.seed,
-        "energy_of_the_picture": of_picture,
-        "energies": energies,
-        "machine": circumstances(runtime),
-    }
-    write_json(out / "restore.json", about)
+    with results_folder(asked.out or free_folder(Path("restored") / asked.image.stem)) as out:
+        with terminal.bar("restoring") as screen:
+            x = model.restore(
+                copies, hole, seen, steps, asked.seed, progress=lambda done, total: screen.step(done, total)
+            )
+        found = quantise(x).permute(0, 2, 3, 1).cpu().numpy()
+        damaged = np.where(hole[None, :, :, None], np.uint8(GREY), picture)
+        beside = np.concatenate([picture, damaged, found])
+        write_png(out / "restored.png", grid(beside, columns=min(len(beside), 10), least=1000))
+        write_array(out / "restored.npy", found)
+        with torch.no_grad():
+            energies, of_picture = model.energy(x, seen).tolist(), model.energy(picture, label).item()
+        about = {
+            "model": asked.model,
+            "image": str(asked.image),
+            "mask": None if asked.mask is None else str(asked.mask),
+            "filled_pixels": int(hole.sum()),
+            "label": asked.label,
+            "labels_taken": taken,
+            "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
+            "seed": asked.seed,
+            "energy_of_the_picture": of_picture,
+            "energies": energies,
+            "machine": circumstances(runtime),
+        }
+        write_json(out / "restore.json", about)
     terminal.say(f"{hole.sum()} of {hole.size} pixels filled in {many(asked.n, 'way')} by {many(steps, 'step')}")
     if taken:
         counts = ", ".join(f"{name} ({k})" for name, k in Counter(taken).most_common())

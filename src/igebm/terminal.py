@@ -132,7 +132,6 @@ def _rich_bar(what: str, first: int) -> Iterator[Screen]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeElapsedColumn,
@@ -147,7 +146,7 @@ def _rich_bar(what: str, first: int) -> Iterator[Screen]:
     columns = (
         TextColumn("{task.description}", table_column=whole()),
         *([BarColumn(bar_width=width, table_column=whole())] if console.width >= 64 else []),
-        MofNCompleteColumn(table_column=whole()),
+        TextColumn("{task.fields[count]}", table_column=whole()),
         *([TextColumn("{task.fields[rate]}", table_column=whole())] if console.width >= 60 else []),
         *([TimeElapsedColumn(table_column=whole()), TextColumn("gone,")] if console.width >= 72 else []),
         TimeRemainingColumn(table_column=whole()),
@@ -155,12 +154,12 @@ def _rich_bar(what: str, first: int) -> Iterator[Screen]:
         TextColumn("{task.fields[shown]}", table_column=last),
     )
     with Progress(*columns, console=console, speed_estimate_period=60, expand=True) as progress:
-        task = progress.add_task(what, total=None, completed=first, rate="", shown="")
+        task = progress.add_task(what, total=None, completed=first, count="", rate="", shown="")
 
         def step(done: int, total: int, shown: str = "") -> None:
             speed = progress.tasks[0].speed or 0.0
             rate = f"{speed:.3g}/s" if speed >= 1 else f"{1 / speed:.3g} s each" if speed else ""
-            progress.update(task, completed=done, total=total, rate=rate, shown=shown)
+            progress.update(task, completed=done, total=total, count=f"{done}/{total}", rate=rate, shown=shown)
 
         yield Screen(lambda line: console.print(line.translate(CONTROL), markup=False), step)
 
@@ -199,17 +198,17 @@ def written(value: Any) -> str:
 
 def table(rows: list[dict[str, Any]], width: int | None = None) -> str:
     """Rows as plain text columns, headed by their keys. What is wider than `width` (by default a terminal's, where the
-    result goes to one) has its widest column in lines below each other."""
+    result goes to one) has its widest columns in lines below each other."""
     if not rows:
         return ""
     heads = list(rows[0])
     cells = [heads] + [[written(row.get(h)) for h in heads] for row in rows]
     widths = [max(len(r[i]) for r in cells) for i in range(len(heads))]
     width = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 0)
-    widest = widths.index(max(widths))
-    room = width - sum(widths) - 2 * (len(widths) - 1) + widths[widest]
-    if LEGIBLE <= room < widths[widest]:
-        widths[widest] = room
+    gaps, narrow = 2 * (len(widths) - 1), list(widths)
+    while width < sum(narrow) + gaps and max(narrow) > LEGIBLE:
+        narrow[narrow.index(max(narrow))] -= 1
+    widths = narrow if sum(narrow) + gaps <= width else widths
     lines = []
     for row in cells:
         parts = [

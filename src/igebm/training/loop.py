@@ -30,7 +30,7 @@ from ..nets.bound import attached, frozen
 from ..nets.fold import Twin
 from ..nets.trajectory import TrajectoryPredictor
 from ..objectives import OBJECTIVES, kl, posterior, regulariser
-from ..report.plots import by_class, grid, write_png
+from ..report.plots import sample_picture, write_png
 from ..runtime import Runtime
 from ..samplers.chain import Info, segment_length
 from ..shapes import Shape
@@ -472,12 +472,12 @@ def save_all(folder: Path, state: TrainState, runtime: Runtime, log, worth_keepi
 
 
 def buffer_grid(state: TrainState) -> np.ndarray | None:
-    """Up to 100 chains as they wait in the buffer, in rows by class; None where there is no buffer."""
+    """Up to 100 chains as they wait in the buffer, by class with its name; None where there is no buffer."""
     if not len(state.buffer):
         return None
     x, y = state.buffer.read(100, torch.Generator().manual_seed(0))
     images = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return grid(by_class(images, None if y is None else y.cpu().numpy()), columns=10)
+    return sample_picture(images, None if y is None else y.cpu().numpy(), getattr(state.shape, "classes", ()))
 
 
 def write_final_grid(path: Path, state: TrainState, runtime: Runtime, progress: Callable[[int, int], None]) -> None:
@@ -490,7 +490,7 @@ def write_final_grid(path: Path, state: TrainState, runtime: Runtime, progress: 
     if state.shape.latents:
         labels = spread(state.shape.latents, rows, 10)
     images, _ = model.sample(10 * rows, labels=labels if model.conditional else None, progress=progress)
-    write_png(path, grid(images, columns=10))
+    write_png(path, sample_picture(images, labels if state.shape.classes else None, state.shape.classes))
 
 
 def write_rollouts(

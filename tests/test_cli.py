@@ -326,7 +326,7 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on(number, tmp_path):
 @pytest.mark.parametrize(
     "words",
     ["sample digits --steps 1000000", "compose digits=3 --steps 1000000", "restore digits {png} --steps 1000000"]
-    + ["infer dsprites-rotation {png} --steps 1000000", "eval trajectory digits --steps 1000000"],
+    + ["infer dsprites-rotation {png} --steps 1000000"],
 )
 def test_an_interrupt_leaves_no_empty_folder(words, tmp_path):
     """Ctrl-C while chains run: one line, and of the folders made for results none is left; the one above them is."""
@@ -354,6 +354,19 @@ def test_a_folder_of_results_stays_with_what_is_in_it(tmp_path):
             raise KeyboardInterrupt
         assert (tmp_path / name).exists() == left
     assert (tmp_path / "new" / "one" / "samples.npy").exists()
+
+
+def test_pictures_of_a_run_name_the_classes(tmp_path):
+    """Beside the chains, black on white, in the buffer's picture and in the last one; without classes there is no room
+    left for names."""
+    for flags, named in ((["--conditional"], True), (["--no-conditional"], False)):
+        out = tmp_path / str(named)
+        assert main(["train", "--steps", "3", "--out", str(out), *TINY, *flags]) == 0
+        for name in ("0000003.png", "noise-0000003.png"):
+            picture = np.asarray(Image.open(out / "samples" / name))
+            margin = picture[:, :18]  # six pixels, and the digit's name, which is some eight wide
+            assert ((margin == 255).mean() > 0.8) == named
+            assert not named or (margin < 100).any(1).sum() > 50
 
 
 # Mistakes: one line, exit code 2, nothing left behind

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -17,10 +18,11 @@ from PIL import Image
 from test_cli import TINY
 from test_follow import run_folder as told_run
 
-from igebm import data, model, presets, pretrained, terminal
+from igebm import arguments, data, manual, model, presets, pretrained, terminal
 from igebm.cli import COMMANDS, main
 from igebm.commands import results
 from igebm.data import available, hub
+from igebm.evaluation.settings import EXPERIMENTS
 from igebm.files import write_json
 from igebm.report import plots
 
@@ -32,6 +34,7 @@ def work(tmp_path_factory) -> Path:
     """A folder with a tiny run, a picture, and a model of time series."""
     folder = tmp_path_factory.mktemp("work")
     assert main(["train", "--steps", "2", "--out", str(folder / "run"), *TINY]) == 0
+    shutil.copytree(folder / "run", folder / "again")
     images = data.load("digits", "test").x
     Image.fromarray(images[0, ..., 0]).save(folder / "seven.png")
     t = np.arange(40)
@@ -169,7 +172,7 @@ TABLES = {
     "data check digits": ("name: digits", None),
     "energy {run} digits SMALL": ("index,label,energy", 360),
     "watch {run}": ("{run}: step 2 of 2", None),
-    "compare {run} {run} --out {out}": ("run  ", None),
+    "compare {run} {work}/again --out {out}": ("           ", None),
     "infer {run} {work}/seven.png --out {out} SMALL": (
         "least: ",
         15,
@@ -303,6 +306,14 @@ def test_a_table_fits_the_terminal():
     assert lines[1].split()[0] == "digits" and lines[1].endswith("  1") and lines[-1].split() == ["b", "short", "22"]
     assert " ".join(line[8:36].strip() for line in lines[1:-1]) == note
     assert len(terminal.table(rows).splitlines()) == len(terminal.table(rows, width=30).splitlines()) == 3
+    both = [
+        row | {"model": "the longer of two columns gives way first, and a-name-that-is-one-word stays"} for row in rows
+    ]
+    lines = terminal.table(both, width=64).splitlines()
+    assert max(map(len, lines)) <= 64 and any("a-name-that-is-one-word" in line for line in lines)
+    name = "n" * 40
+    assert name in terminal.table([{"name": name, "note": note}], width=70)
+    assert len(terminal.table([{"name": name, "note": note}], width=60).splitlines()) == 2
 
 
 def test_rows_within_plain_data_are_a_table():
@@ -388,6 +399,8 @@ def test_a_mistake_is_answered_with_what_to_write(capsys):
         ("eval ood digits --split", "igebm: unknown option: --split; see igebm eval ood --help"),
         ("sample digits --nn 3", "igebm: unknown option: --nn 3; did you mean --n?; see igebm sample --help"),
         ("sample digits -n 3", "igebm: unknown option: -n 3; did you mean --n?; see igebm sample --help"),
+        ("train --num_steps 60", "unknown option: --num_steps 60; did you mean --chain-steps or --steps?; see igebm"),
+        ("eval ood digits --option 3", "unknown option: --option 3; did you mean --inception?; see igebm eval ood"),
         ("train --batch_size 3", "igebm: unknown option: --batch_size 3; did you mean --batch?; see igebm train"),
         ("train --epochs 3", "igebm: unknown option: --epochs 3; did you mean --steps?; see igebm train --help"),
         ("sample digits --count 3", "igebm: unknown option: --count 3; did you mean --n?; see igebm sample"),
@@ -403,3 +416,18 @@ def test_a_mistake_is_answered_with_what_to_write(capsys):
     ):
         assert main(words.split()) == 2
         assert says in capsys.readouterr().err
+
+
+def test_what_other_programs_call_an_option_is_one_of_ours(capsys):
+    """A flag of the released code that docs/coming-from.md has in its table of training is answered with ours there,
+    and every option that an answer can name is one of some command."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    table = page[page.index("| `--dataset`") :].split("\n\n")[0]
+    pairs = re.findall(r"^\| `--(\w+)`[^|]*\| `(--[\w-]+)", table, re.M)
+    assert len(pairs) >= 20
+    for theirs, ours in pairs:
+        if f"--{theirs.replace('_', '-')}" not in manual.options(arguments.Train):
+            assert main(["train", f"--{theirs}", "1"]) == 2
+            assert re.search(rf"did you mean .*{ours}\b", capsys.readouterr().err), theirs
+    kinds = (arguments.Train, arguments.Sample, arguments.Evaluate[EXPERIMENTS["ood"]])
+    assert set(manual.MEANT) <= {option for kind in kinds for option in manual.options(kind)}

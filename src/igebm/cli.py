@@ -262,13 +262,11 @@ def list_data(args: list[str]) -> int:
     from .data import available
 
     rows = available(asked.data_dir)
+    of = lambda row, split: f"{n:,}" if (n := (row["counts"] or {}).get(split)) else ""
     shown = [
-        {
-            "name": row["name"],
-            "from": f"{row['where']}: {row['source']}",
-            "shape": "x".join(map(str, row["shape"] or ())),
-        }
-        | {"classes": row["classes"], "train + test": " + ".join(f"{n:,}" for n in (row["counts"] or {}).values())}
+        {"name": row["name"], "from": f"{row['where']}: {row['source']}"}
+        | {"shape": "x".join(map(str, row["shape"] or ())), "classes": row["classes"]}
+        | {"train": of(row, "train"), "test": of(row, "test")}
         for row in rows
     ]
     terminal.result(rows, asked.json, lambda: terminal.table(shown))

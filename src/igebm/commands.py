@@ -14,7 +14,16 @@ from . import __version__, data, forecast, model, terminal
 from .arguments import ConceptsOf, DataCheck, EnergyOf, Evaluate, RolloutOf, Sample
 from .data import Images
 from .errors import Fault, InputError, many, within
-from .files import free_folder, results_folder, what_is, writable_file, write_array, write_json, write_text
+from .files import (
+    free_folder,
+    results_folder,
+    what_is,
+    writable_file,
+    writable_folder,
+    write_array,
+    write_json,
+    write_text,
+)
 from .inputs import labels_for, load_split, matches, open_model
 from .model import Model
 from .report.plots import sample_picture, write_png
@@ -199,7 +208,8 @@ def evaluate(name: str, asked: Evaluate) -> int:
     from .evaluation.work import Work, folder_of, run_all, run_one
 
     m, runtime = open_model(asked.model, asked.machine)
-    with ranks.together(), results_folder(asked.common.out or folder_of(asked.model)) as out:
+    with ranks.together():
+        out = writable_folder(asked.common.out or folder_of(asked.model))
         work = Work(m, asked.model, runtime, asked.common, out)
         if name == "all":
             failed = run_all(work, asked.options.quick)
@@ -241,11 +251,11 @@ def rollout(asked: RolloutOf) -> int:
         raise InputError("--length, --n and --average are at least 1")
     models = [forecast.load(where) for where in asked.models]
     runtime = probe("cpu", "float32", "off", asked.threads)
+    out = writable_folder(asked.out or folder_of(asked.models[0]))
     start = time.perf_counter()
-    with results_folder(asked.out or folder_of(asked.models[0])) as out:
-        with terminal.bar("rollout") as screen:
-            found = experiment.run(models, asked.options, out, asked.data, asked.seed, screen)
-        about = record_plain(out, "rollout", asked.options, found, asked.seed, runtime, time.perf_counter() - start)
+    with terminal.bar("rollout") as screen:
+        found = experiment.run(models, asked.options, out, asked.data, asked.seed, screen)
+    about = record_plain(out, "rollout", asked.options, found, asked.seed, runtime, time.perf_counter() - start)
     rows = [
         {"model": kind, "seeds": row["seeds"]}
         | {f"after {h}": f"{v:.4g}" for h, v in zip(row["horizons"], row["mse"], strict=True)}
@@ -268,12 +278,12 @@ def concepts(asked: ConceptsOf) -> int:
     if asked.options.n < 1 or asked.batch < 1:
         raise InputError(f"--n {asked.options.n} --batch {asked.batch}: give at least 1 of each")
     opened = [open_model(where, asked.machine) for where in asked.models]
+    out = writable_folder(asked.out or Path("evaluation") / "concepts")
     start = time.perf_counter()
-    with results_folder(asked.out or Path("evaluation") / "concepts") as out:
-        with terminal.bar("concepts") as screen:
-            found = experiment.run([m for m, _ in opened], asked.options, out, asked.seed, asked.batch, screen)
-        seconds = time.perf_counter() - start
-        about = record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], seconds)
+    with terminal.bar("concepts") as screen:
+        found = experiment.run([m for m, _ in opened], asked.options, out, asked.seed, asked.batch, screen)
+    seconds = time.perf_counter() - start
+    about = record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], seconds)
     told = [(row["models"], " + ".join(row["factors"]), row["errors"], row) for row in reversed(found["rows"])]
     told.append(
         (0, "blind guess", {k: v for k, v in found["blind"].items() if not isinstance(v, dict)}, found["blind"])

@@ -5,7 +5,7 @@ All words stand in the script, so that no Python starts at a press of the tab ke
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -41,7 +41,7 @@ def options(kind: Any) -> Iterator[tuple[str, Any]]:
         choices = next((part for part in (hint, *get_args(hint)) if get_origin(part) is Literal), None)
         if dataclasses.is_dataclass(hint):
             yield from options(hint)
-        elif POSITIONAL not in markers:
+        elif POSITIONAL not in markers and not isinstance(hint, TypeVar):
             yield flag(field.name), bool if hint is bool else choices and tuple(map(str, get_args(choices)))
 
 

@@ -79,7 +79,7 @@ def chains(
             raise Fault("a chain on the composition left the numbers; lower --step-size or the weights")
         found[part] = quantise(end).permute(0, 2, 3, 1).cpu().numpy()
         with torch.no_grad():
-            energies[part] = torch.stack([F(end) for F in Es], 1).cpu().numpy()
+            energies[part] = torch.stack([F(end).float() for F in Es], 1).cpu().numpy()
     return found, energies
 
 

@@ -118,15 +118,16 @@ def writable_folder(path: Path, hint: str = "choose another with --out") -> Path
 
 @contextmanager
 def results_folder(path: Path) -> Iterator[Path]:
-    """A `writable_folder` for the block to leave its results in. Of the folders made for it those go again in which the
-    block left nothing: it was interrupted, or failed."""
-    made = [folder for folder in (path, *path.parents) if what_is(folder) == "nothing"]
+    """A `writable_folder` for one command alone to leave its results in. Where the block is interrupted or fails, those
+    of the folders made for it go again in which it left nothing."""
+    made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
         yield writable_folder(path)
-    finally:
+    except BaseException:
         for folder in made:
             with suppress(OSError):  # not empty: it stays
                 folder.rmdir()
+        raise
 
 
 def _umask() -> int:

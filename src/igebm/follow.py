@@ -118,8 +118,8 @@ def sparkline(values: Iterable[Any], width: int = 48) -> str:
 
 def compare(folders: list[Path], out: Path, as_json: bool) -> None:
     """Print a table of several runs (last numbers, settings that differ) and draw their curves over each other."""
-    if len(folders) < 2:
-        raise InputError("give at least two run folders to compare")
+    if len(set(folders)) < max(2, len(folders)):
+        raise InputError("give at least two run folders to compare, and each once")
     every = [settings_of(folder) for folder in folders]
     logs = [read(folder) for folder in folders]
     rows = [row(folder, log) for folder, log in zip(folders, logs, strict=True)]
@@ -130,10 +130,10 @@ def compare(folders: list[Path], out: Path, as_json: bool) -> None:
     }
 
     def text() -> str:
+        short = [folder.name for folder in folders]
+        heads = short if len(set(short)) == len(short) else list(map(str, folders))
+        table = lambda lines: terminal.table([{"": of} | dict(zip(heads, v, strict=True)) for of, v in lines])
         names = list(dict.fromkeys(name for r in rows for name in r if name != "run"))
-        table = lambda lines: terminal.table(
-            [{"run": name} | dict(zip(map(str, folders), values, strict=True)) for name, values in lines]
-        )
         numbers = table((name, [r.get(name) for r in rows]) for name in names)
         if not differing:
             return f"{numbers}\n\nthe settings are the same"

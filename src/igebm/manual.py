@@ -44,20 +44,37 @@ PLAINER = (
 """what tyro and Python say of a value, and what a user is told instead"""
 
 MEANT = {
-    "batchsize": "--batch", "bs": "--batch", "epochs": "--steps", "iterations": "--steps", "iters": "--steps",
-    "numsteps": "--steps", "nsteps": "--steps", "maxsteps": "--steps", "learningrate": "--lr", "output": "--out",
-    "outdir": "--out", "outputdir": "--out", "logdir": "--out", "dir": "--out", "gpu": "--device", "cuda": "--device",
-    "cpu": "--device", "num": "--n", "count": "--n", "samples": "--n", "numsamples": "--n", "nsamples": "--n",
-    "class": "--label", "classes": "--label", "dataset": "--data", "workers": "--threads", "numworkers": "--threads",
-    "langevinsteps": "--chain-steps", "mcmcsteps": "--chain-steps", "k": "--chain-steps", "steplr": "--step-size",
-    "noisescale": "--noise", "sigma": "--noise", "imsize": "--image-size", "size": "--image-size",
-    "resolution": "--image-size", "resumeiter": "--resume", "continue": "--resume", "checkpoint": "--resume",
-    "pretrained": "--init-from", "precision": "--dtype", "fp16": "--dtype", "bf16": "--dtype",
-    "buffer": "--buffer-size", "replaybatch": "--buffer-size", "cclass": "--conditional", "filters": "--width",
-    "numfilters": "--width", "specnorm": "--spectral", "l2coeff": "--alpha",
-    "emadecay": "--ema", "skip": "--skip-bad", "reference": "--against", "ood": "--against",
-}  # fmt: skip
-"""what other programs call an option, without its hyphens and underscores"""
+    "--batch": "batchsize bs",
+    "--chain-steps": "numsteps nsteps langevinsteps mcmcsteps samplestep k",
+    "--steps": "numsteps nsteps langevinsteps mcmcsteps k epochs epochnum nepochs numepochs iterations iters maxsteps",
+    "--lr": "learningrate",
+    "--out": "output outdir outputdir logdir exp dir",
+    "--device": "gpu cuda cpu",
+    "--n": "num count samples numsamples nsamples imnumber",
+    "--label": "class classes",
+    "--data": "dataset",
+    "--step-size": "steplr",
+    "--noise": "noisescale sigma",
+    "--clip": "projnorm",
+    "--image-size": "imsize size resolution",
+    "--resume": "resumeiter continue checkpoint",
+    "--init-from": "pretrained checkpoint weights",
+    "--dtype": "precision fp16 bf16",
+    "--buffer-size": "buffer replaybatch",
+    "--conditional": "cclass",
+    "--width": "filters numfilters",
+    "--spectral": "specnorm",
+    "--activation": "swishact",
+    "--flip": "augment",
+    "--alpha": "l2coeff",
+    "--ema": "emadecay",
+    "--log-every": "loginterval",
+    "--save-every": "saveinterval",
+    "--grid-every": "testinterval",
+    "--skip-bad": "skip",
+    "--against": "reference ood",
+}
+"""an option, and what other programs call it, without hyphens and underscores; said are those that the command has"""
 
 
 @cache
@@ -133,6 +150,7 @@ def one_line(panel: str, known: Collection[str]) -> str:
     ]
     if got := re.match(r"unknown option: --?([\w-]+)", said):
         same = f"--{got[1]}"
-        ours = [option for option in (same, MEANT.get(re.sub("[-_]", "", got[1].lower()), "")) if option in known]
-        meant = ours or meant or get_close_matches(same, known, 3, 0.7)
+        word = re.sub("[-_]", "", got[1].lower())
+        ours = [option for option, others in MEANT.items() if word in others.split() and option in known]
+        meant = [same] if same in known else ours or meant or get_close_matches(same, known, 3, 0.7)
     return said + (f"; did you mean {' or '.join(dict.fromkeys(meant[:3]))}?" if meant else "")

@@ -303,7 +303,7 @@ def card(
 
 
 def usage(where: str, shape: Shape | SeriesShape, kind: str | None) -> list[str]:
-    sh = lambda line: ["Where igebm is installed (`pip install .` in its source):", "", "```sh", line, "```"]
+    sh = lambda line: ["Where igebm is installed:", "", "```sh", line, "```"]
     if kind:
         return sh(f"igebm eval ood MODEL --baselines {quoted(where)}")
     if isinstance(shape, SeriesShape):

@@ -205,9 +205,12 @@ def table(rows: list[dict[str, Any]], width: int | None = None) -> str:
     cells = [heads] + [[written(row.get(h)) for h in heads] for row in rows]
     widths = [max(len(r[i]) for r in cells) for i in range(len(heads))]
     width = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 0)
+    words = [max(len(word) for r in cells for word in [*r[i].split(), ""]) for i in range(len(heads))]
+    least = [min(w, max(LEGIBLE, word)) for w, word in zip(widths, words, strict=True)]
     gaps, narrow = 2 * (len(widths) - 1), list(widths)
-    while width < sum(narrow) + gaps and max(narrow) > LEGIBLE:
-        narrow[narrow.index(max(narrow))] -= 1
+    while width < sum(narrow) + gaps and narrow != least:
+        widest = max((i for i in range(len(narrow)) if narrow[i] > least[i]), key=narrow.__getitem__)
+        narrow[widest] -= 1
     widths = narrow if sum(narrow) + gaps <= width else widths
     lines = []
     for row in cells:

@@ -2,7 +2,8 @@
 
 Writes src/igebm/pretrained/NAME.safetensors (weights in bfloat16, the vectors of the power iteration in float32) and
 the card NAME.json from the run's own files; `--snapshot` takes a snapshot of the run instead of its last model,
-`--quality FILE` adds the numbers of benchmarks/quality.py on what is bundled, `--growth FILE ...` those on snapshots.
+`--quality FILE` adds the numbers of benchmarks/quality.py on what is bundled, `--growth FILE ...` those on snapshots,
+`--begun-from CARD` the card of the model whose weights the run began with.
 """
 
 import argparse
@@ -25,10 +26,12 @@ def main() -> None:
     parser.add_argument("--note", required=True)
     parser.add_argument("--quality", type=Path)
     parser.add_argument("--growth", type=Path, nargs="+", default=[])
+    parser.add_argument("--begun-from", type=Path)
     parser.add_argument("--step-size", type=float, help="of chains from noise; default: as in training")
     parser.add_argument("--sample-steps", type=int, help="chain steps from noise; default: as in training")
     parser.add_argument("--int8", action="store_true", help="kernels in 8 bits: for a network of millions of weights")
     asked = parser.parse_args()
+    begun = json.loads(asked.begun_from.read_text()) if asked.begun_from else None
     settings = json.loads((asked.run / "preset.json").read_text())["settings"]
     opened = forecast.load if settings.get("network") == "trajectory" else model.load
     m = opened(asked.snapshot or asked.run)
@@ -55,6 +58,8 @@ def main() -> None:
         "bytes": target.stat().st_size,
         "note": asked.note,
     }
+    if begun:
+        card["begun_from"] = {k: begun[k] for k in ("command", "commit", "iterations", "training_seconds", "machine")}
     if asked.quality:
         card["quality"] = json.loads(asked.quality.read_text())
     if asked.growth:

@@ -489,6 +489,37 @@ def test_numbers_on_sick_runs_are_the_last_of_their_logs():
             assert float(cell) == pytest.approx(last[name], rel=0.05, abs=6e-4), (flags, name)
 
 
+def test_the_pictures_of_how_it_works(tmp_path, monkeypatch):
+    """The script of the page, in small: every figure of the page is one that it makes; the moons' moments as sampled,
+    against those of two half circles, by quadrature, with their noise; a landscape that is lower at data than about."""
+    monkeypatch.setattr(sys, "argv", ["how_it_works.py", "--out", str(tmp_path), "--steps", "100", "--chain", "5"])
+    runpy.run_path(str(HERE / "docs" / "how_it_works.py"), run_name="__main__")
+    shown = re.findall(r"\]\(([\w-]+\.(?:png|gif))\)", (HERE / "docs" / "how-it-works.md").read_text())
+    made = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".gif")]
+    assert sorted(shown) == sorted(path.name for path in made) and len(shown) == 6
+    for path in made:
+        with Image.open(path) as picture:
+            assert picture.width > 400 and getattr(picture, "n_frames", 1) > (20 if path.suffix == ".gif" else 0)
+    t = np.linspace(0, np.pi, 10_001)
+    both = np.concatenate([[np.cos(t), np.sin(t)], [1 - np.cos(t), 0.5 - np.sin(t)]], 1)
+    found = json.loads((tmp_path / "how-it-works.json").read_text())
+    assert found["data"]["mean"] == pytest.approx(both.mean(1), abs=0.02)
+    assert found["data"]["standard deviation"] == pytest.approx(np.sqrt(both.var(1) + 0.1**2), abs=0.02)
+    assert found["data"]["share on the right"] == pytest.approx(0.5, abs=0.02)
+    assert found["mean energy"]["of data"] < found["mean energy"]["of N(0, 1)"] - 0.1
+
+
+def test_what_chains_on_the_moons_miss_is_as_the_page_says():
+    """The moments of the page's own run: close to the data's but for the share on the right, which it quotes."""
+    page = (HERE / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    found = json.loads((HERE / "results" / "how-it-works.json").read_text())
+    share = {of: f"{100 * found[of]['share on the right']:.0f} %" for of in ("samples", "data")}
+    assert f"{share['samples']} of them end on the moon at the right" in " ".join(page.split())
+    assert f"{share['data']} of the data" in " ".join(page.split())
+    assert found["samples"]["standard deviation"] == pytest.approx(found["data"]["standard deviation"], abs=0.1)
+    assert found["mean energy"]["of data"] < found["mean energy"]["of N(0, 1)"] - 1
+
+
 def test_samplers_example_knows_the_target(tmp_path, monkeypatch):
     """The script of the picture, in small; its ⟨E⟩ by quadrature against scipy's adaptive one."""
     import math

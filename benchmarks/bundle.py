@@ -1,7 +1,7 @@
 """Put a trained model into the package: `python benchmarks/bundle.py RUN NAME --note "what it can and cannot do"`.
 
 Writes src/igebm/pretrained/NAME.safetensors (weights in bfloat16, the vectors of the power iteration in float32) and
-the card NAME.json from the run's own files; `--snapshot` takes a snapshot of the run instead of its last model,
+the card NAME.json from the run's own files; `--snapshot` takes a snapshot of the run instead of its last model, of several their mean,
 `--quality FILE` adds the numbers of benchmarks/quality.py on what is bundled, `--growth FILE ...` those on snapshots,
 `--begun-from CARD` the card of the model whose weights the run began with.
 """
@@ -12,17 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from igebm import forecast, model, pretrained
 from igebm.circumstances import commit
 from igebm.files import write_json
+from igebm.nets.layers import power_iteration
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
-    parser.add_argument("--snapshot", type=Path)
+    parser.add_argument("--snapshot", type=Path, nargs="+", default=[])
     parser.add_argument("--note", required=True)
     parser.add_argument("--quality", type=Path)
     parser.add_argument("--growth", type=Path, nargs="+", default=[])
@@ -34,7 +36,10 @@ def main() -> None:
     begun = json.loads(asked.begun_from.read_text()) if asked.begun_from else None
     settings = json.loads((asked.run / "preset.json").read_text())["settings"]
     opened = forecast.load if settings.get("network") == "trajectory" else model.load
-    m = opened(asked.snapshot or asked.run)
+    parts = [opened(path) for path in asked.snapshot or [asked.run]]
+    m = parts[-1]
+    if len(parts) > 1:
+        mean_of([part.net for part in parts], m.net)
     said = {k: v for k in ("step_size", "sample_steps") if (v := getattr(asked, k)) is not None}
     m.preset = replace(m.preset, **said)
     target = pretrained.FOLDER / f"{asked.name}.safetensors"
@@ -51,6 +56,7 @@ def main() -> None:
         **({"resumed_by": again} if (again := [a for a in about.get("resumed_by", []) if a["step"] < m.step]) else {}),
         "commit": about.get("commit") or commit(),
         "iterations": m.step,
+        **({"mean_of": [part.step for part in parts]} if len(parts) > 1 else {}),
         "training_seconds": wall_seconds(steps),
         "machine": about["machine"],
         "versions": about["versions"],
@@ -70,6 +76,16 @@ def main() -> None:
         }
     write_json(target.with_suffix(".json"), card)
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, step {m.step}")
+
+
+@torch.no_grad()
+def mean_of(nets: list[nn.Module], into: nn.Module) -> None:
+    """The mean of several networks' weights; its spectral norms are its own. Of averaged weights of one run it is an
+    average over a longer stretch."""
+    every = [dict(net.named_parameters()) for net in nets]
+    for name, p in into.named_parameters():
+        p.copy_(torch.stack([of[name] for of in every]).mean(0))
+    power_iteration(into, 30)
 
 
 def wall_seconds(lines: list[dict]) -> float:

@@ -1,9 +1,9 @@
 """Put a trained model into the package: `python benchmarks/bundle.py RUN NAME --note "what it can and cannot do"`.
 
 Writes src/igebm/pretrained/NAME.safetensors (weights in bfloat16, the vectors of the power iteration in float32) and
-the card NAME.json from the run's own files; `--snapshot` takes a snapshot of the run instead of its last model, of several their mean,
-`--quality FILE` adds the numbers of benchmarks/quality.py on what is bundled, `--growth FILE ...` those on snapshots,
-`--begun-from CARD` the card of the model whose weights the run began with.
+the card NAME.json from the run's own files; `--snapshot` takes a snapshot of the run instead of its last model, or the
+mean of several; `--quality FILE` adds the numbers of benchmarks/quality.py on what is bundled, `--growth FILE ...`
+those on snapshots, `--begun-from CARD` what the card of the model says whose weights the run began with.
 """
 
 import argparse

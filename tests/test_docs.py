@@ -370,11 +370,14 @@ def test_numbers_on_the_models_in_the_box_are_those_of_the_files():
     rows = page[start : page.index("\n\n", start)].splitlines()[2:]
     assert [[cell.strip() for cell in row.split("|")[2:6]] for row in rows] == wanted
     card = json.loads((HERE / "src" / "igebm" / "pretrained" / "cifar10-cond.json").read_text())
-    (row,) = card["quality"]["bundled"]["rows"]
-    read_as = f"{100 * row['accuracy']:.0f} %"
-    assert f"eight bits, {read_as} are given it" in " ".join(page.split())
-    assert f"{read_as} of those of `cifar10-cond`" in (HERE / "README.md").read_text() and read_as in card["note"]
-    assert f"differ {row['diversity']:.2f} times" in page
+    (row,) = card["quality"]["rows"]
+    read_as, words = f"{100 * row['accuracy']:.0f} %", lambda text: " ".join(text.split())
+    assert f"kernels in eight bits, {read_as} are given the class" in words(page) and read_as in card["note"]
+    assert f"{read_as} of those of `cifar10-cond`" in words((HERE / "README.md").read_text())
+    assert f"differ {row['diversity']:.2f} times" in words(page)
+    judged = json.loads((HERE / "results" / "cifar10-cond.json").read_text())["goes_on"]["judged"]["rows"]
+    early, last, mean = (f"{100 * of['accuracy']:.0f} %" for of in judged[:3])
+    assert f"it was {early} after 200 iterations, {last} after 853 and {mean} for the mean" in words(page)
 
 
 @pytest.mark.parametrize("name", ["avx512-bf16", "avx2", "amx", "h100"])

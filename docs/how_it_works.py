@@ -82,8 +82,9 @@ def learn(steps: int) -> tuple[Callable[[Tensor], Tensor], list[Look], Tensor]:
 
 def landscape(ax, look: Look) -> None:
     """E above its least value, up to 8, as colours from dark to bright."""
-    ax.contourf(X, Y, look.landscape - look.landscape.min(), torch.linspace(0, 8, 17), extend="max", cmap="viridis")
-    ax.set(aspect="equal", xticks=[], yticks=[], xlim=(X[0], X[-1]), ylim=(Y[0], Y[-1]))
+    x, y, e = X.numpy(), Y.numpy(), look.landscape.numpy()  # matplotlib warns of tensors
+    ax.contourf(x, y, e - e.min(), np.linspace(0, 8, 17), extend="max", cmap="viridis")
+    ax.set(aspect="equal", xticks=[], yticks=[], xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     ax.grid(False)
 
 
@@ -92,15 +93,15 @@ def training(looks: list[Look], out: Path) -> None:
     data = moons(300, seed=1)
     for ax, look in zip(axes[0], looks, strict=True):
         landscape(ax, look)
-        ax.scatter(*look.buffer.T, s=3, color="#ff725c", linewidths=0)
-        ax.scatter(*data.T, s=3, color="white", linewidths=0)
+        ax.scatter(*look.buffer.T.numpy(), s=3, color="#ff725c", linewidths=0)
+        ax.scatter(*data.T.numpy(), s=3, color="white", linewidths=0)
         ax.set_title(f"after {look.step:,} iterations" if look.step else "before the first iteration", fontsize=8)
     figures.save(figure, out, "how-training", kinds=("png",))
 
 
 def energies(e: Tensor, out: Path) -> None:
     figure, axes = figures.axes(1, 1, (6.0, 2.0))
-    smooth = e.T.unfold(1, 20, 20).mean(2)  # of 20 iterations each
+    smooth = e.T.unfold(1, 20, 20).mean(2).numpy()  # of 20 iterations each
     at = 10 + 20 * np.arange(smooth.shape[1])
     axes[0, 0].plot(at, smooth[0], label="E(x⁺), data")
     axes[0, 0].plot(at, smooth[1], label="E(x⁻), samples")
@@ -122,10 +123,10 @@ def chains(E: Callable[[Tensor], Tensor], look: Look, out: Path, steps: int) -> 
         landscape(ax, look)
         ax.set_title(title, fontsize=8)
     for i, colour in enumerate(("#ff725c", "#ffffff", "#97bbf5")):
-        axes[0, 0].plot(*walked[:, i].T, color=colour, linewidth=0.6)
-        axes[0, 0].scatter(*walked[0, i], color=colour, s=14)
-    axes[0, 1].scatter(*ends.T, s=1.5, color="#ff725c", linewidths=0)
-    axes[0, 2].scatter(*data[: len(ends)].T, s=1.5, color="white", linewidths=0)
+        axes[0, 0].plot(*walked[:, i].T.numpy(), color=colour, linewidth=0.6)
+        axes[0, 0].scatter(*walked[0, i].numpy(), color=colour, s=14)
+    axes[0, 1].scatter(*ends.T.numpy(), s=1.5, color="#ff725c", linewidths=0)
+    axes[0, 2].scatter(*data[: len(ends)].T.numpy(), s=1.5, color="white", linewidths=0)
     figures.save(figure, out, "how-chains", kinds=("png",))
     with torch.no_grad():
         e = {"of data": E(data), "of N(0, 1)": E(torch.randn(2_000, 2, generator=g))}
@@ -165,7 +166,7 @@ def digits(out: Path, steps: int, frames: int = 36) -> None:
     real = ebm.energy(test.x, test.y).quantile(torch.tensor([0.05, 0.95])).tolist()
     figure, axes = figures.axes(1, 1, (6.0, 2.0))
     axes[0, 0].axhspan(*real, color="0.85", label="nine tenths of the test digits, each under its label")
-    axes[0, 0].plot(torch.stack(e)[:, :10], linewidth=0.8)
+    axes[0, 0].plot(torch.stack(e)[:, :10].numpy(), linewidth=0.8)
     axes[0, 0].set(xlabel="step", ylabel="E(x | y)", xscale="symlog")
     axes[0, 0].legend(fontsize=7)
     figures.save(figure, out, "how-digits-energy", kinds=("png",))

@@ -333,13 +333,19 @@ def test_an_interrupt_leaves_no_empty_folder(words, tmp_path):
     Image.new("L", (32, 32)).save(tmp_path / "x.png")
     out = tmp_path / "some" / "where"
     args = [*words.format(png=tmp_path / "x.png").split(), "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "igebm", *args], stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while not out.exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    # What is started in the background of a script is deaf to SIGINT, and so would this be.
+    hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "igebm", *args]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears) as process:
+        try:
+            end = time.monotonic() + 60
+            while not out.exists() and time.monotonic() < end:
+                time.sleep(0.02)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and err.endswith("igebm: interrupted\n") and "Traceback" not in err
     assert not out.parent.exists() and tmp_path.exists()
 

@@ -418,6 +418,13 @@ def test_a_mistake_is_answered_with_what_to_write(capsys):
         assert says in capsys.readouterr().err
 
 
+def test_the_iterations_of_a_model_are_those_of_what_it_began_with_too(capsys):
+    """cifar10-cond: 3,000 on a GPU, and 853 that went on from them."""
+    assert main(["models"]) == 0
+    rows = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines() if line}
+    assert rows["cifar10-cond"] == ["5,106,305", "3,853"] and rows["digits"] == ["80,353", "4,000"]
+
+
 def test_what_other_programs_call_an_option_is_one_of_ours(capsys):
     """A flag of the released code that docs/coming-from.md has in its table of training is answered with ours there,
     and every option that an answer can name is one of some command."""

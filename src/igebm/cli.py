@@ -246,8 +246,9 @@ def list_models(args: list[str]) -> int:
         if asked.name:
             return "\n".join(terminal.pretty(cards[asked.name]))
         begun = r"(?:\([^)]*\)|\.(?! )|[^:;.(])*"  # the note up to its first stop, but not within brackets
+        taken = lambda card: card["iterations"] + card.get("begun_from", {}).get("iterations", 0)
         rows = [
-            {"model": name, "parameters": f"{card['parameters']:,}", "iterations": f"{card['iterations']:,}"}
+            {"model": name, "parameters": f"{card['parameters']:,}", "iterations": f"{taken(card):,}"}
             | {"what it is": re.match(begun, card["note"])[0]}  # type: ignore[index]
             for name, card in cards.items()
         ]

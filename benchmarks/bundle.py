@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from igebm import forecast, model, pretrained
 from igebm.circumstances import commit
 from igebm.files import write_json
-from igebm.nets.layers import power_iteration
+from igebm.training import ema
 
 
 def main() -> None:
@@ -39,7 +38,9 @@ def main() -> None:
     parts = [opened(path) for path in asked.snapshot or [asked.run]]
     m = parts[-1]
     if len(parts) > 1:
-        mean_of([part.net for part in parts], m.net)
+        every = [dict(part.net.named_parameters()) for part in parts]
+        mean = {name: torch.stack([of[name].detach() for of in every]).mean(0) for name in every[0]}
+        m.net = ema.network(mean, m.net)  # of averages of one run: an average over a longer stretch
     said = {k: v for k in ("step_size", "sample_steps") if (v := getattr(asked, k)) is not None}
     m.preset = replace(m.preset, **said)
     target = pretrained.FOLDER / f"{asked.name}.safetensors"
@@ -76,16 +77,6 @@ def main() -> None:
         }
     write_json(target.with_suffix(".json"), card)
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, step {m.step}")
-
-
-@torch.no_grad()
-def mean_of(nets: list[nn.Module], into: nn.Module) -> None:
-    """The mean of several networks' weights; its spectral norms are its own. Of averaged weights of one run it is an
-    average over a longer stretch."""
-    every = [dict(net.named_parameters()) for net in nets]
-    for name, p in into.named_parameters():
-        p.copy_(torch.stack([of[name] for of in every]).mean(0))
-    power_iteration(into, 30)
 
 
 def wall_seconds(lines: list[dict]) -> float:

@@ -378,6 +378,13 @@ def test_numbers_on_the_models_in_the_box_are_those_of_the_files():
     judged = json.loads((HERE / "results" / "cifar10-cond.json").read_text())["goes_on"]["judged"]["rows"]
     early, last, mean = (f"{100 * of['accuracy']:.0f} %" for of in judged[:3])
     assert f"it was {early} after 200 iterations, {last} after 853 and {mean} for the mean" in words(page)
+    (began,) = json.loads((HERE / "results" / "cifar10-cond.json").read_text())["quality"]["in_eight_bits"]["rows"]
+    began_as = f"{100 * began['accuracy']:.0f} %"
+    assert f"gave {began_as} of 1,000 samples by 600 steps" in words(page) and f"was {began['diversity']:.2f}" in words(
+        page
+    )
+    rose = f"from {began_as.removesuffix(' %')} to {read_as}"
+    assert rose in words((HERE / "docs" / "divergence.md").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", ["avx512-bf16", "avx2", "amx", "h100"])

@@ -2,6 +2,7 @@
 exit code 2."""
 
 import csv
+import dataclasses
 import io
 import json
 import signal
@@ -267,6 +268,19 @@ def test_presets_table_is_json_too(capsys):
     assert {n: presets.from_dict(row["settings"]) for n, row in table.items()} == {
         n: e.preset for n, e in presets.PRESETS.items()
     }
+
+
+def test_presets_beside_each_other_show_what_differs_and_no_more(capsys):
+    """Figures 14a and 14b: with classes or without, and two residual blocks more at either size."""
+    assert main(["presets", "cifar10-cond", "cifar10-uncond"]) == 0
+    _, differing = capsys.readouterr().out.split("\n\n")
+    assert [line.split(maxsplit=2)[0] for line in differing.splitlines()] == ["setting", "--conditional", "--blocks"]
+    assert main(["presets", "digits"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("--")]
+    assert [words[0] for words in lines] == [presets.flag(f.name) for f in dataclasses.fields(presets.Preset)]
+    assert ["--step-size", "10"] in lines and ["--noise", "0.005"] in lines  # the paper's, section 4
+    assert main(["presets", "digits", "cifar"]) == 2
+    assert "did you mean cifar10-cond" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("args", [["--help"], ["presets"], ["data", "list"], ["train", "--dry-run"]], ids=" ".join)

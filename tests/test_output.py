@@ -2,6 +2,7 @@
 and no bar where nobody looks at a terminal."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -58,6 +59,7 @@ def test_tables_as_json(capfd):
     assert found(["models", "digits"], capfd) == {"digits": pretrained.card("digits")}
     assert found(["data", "list"], capfd) == json.loads(json.dumps(available(None)))
     rows = found(["presets"], capfd)
+    assert found(["presets", "digits"], capfd) == {"digits": rows["digits"]}
     assert presets.from_dict(rows["balls-mppi"]["settings"]).chain_steps == 30 and rows["digits"]["source"]
     digits = found(["data", "check", "digits"], capfd)
     assert {name: row["count"] for name, row in digits["splits"].items()} == {"train": 1438, "test": 359}
@@ -165,7 +167,8 @@ LINES = {
 }
 """commands whose result is where it lies: that, and nothing else"""
 TABLES = {
-    "presets": ("preset  ", len(presets.PRESETS) + 1),
+    "presets": ("preset  ", len(presets.PRESETS) + 3),
+    "presets digits": ("preset  ", len(dataclasses.fields(presets.Preset)) + 4),
     "models": ("model  ", len(pretrained.names()) + 3),
     "models digits": ("", None),
     "data list": ("", None),

@@ -562,7 +562,7 @@ def test_c20_weights_of_any_layout_are_saved_under_the_same_names(tmp_path):
 def test_c20_a_compiled_run_saves_what_a_plain_one_does(dataset, tmp_path):
     """Each in a process of its own without type checks, which the compiler cannot trace."""
     p = replace(TINY, data=str(dataset), steps=2)
-    settings = presets.changed(presets.named("digits"), p)
+    settings = presets.beside(presets.named("digits"), p)
     flags = [word for name in settings for word in (presets.flag(name), str(getattr(p, name)))]
     env = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
     for name, choice in (("plain", "off"), ("compiled", "on")):

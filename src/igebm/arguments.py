@@ -101,10 +101,13 @@ class EnergyOf:
 
 @dataclass(frozen=True)
 class Presets:
-    """The named settings and where in the paper they belong."""
+    """The named settings and where in the paper they belong; with a NAME, all of its settings, with several, those in
+    which they differ."""
 
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME ...]")] = ()
+    """some of them"""
     json: bool = False
-    """all settings, as JSON"""
+    """with all settings, as JSON"""
 
 
 @dataclass(frozen=True)

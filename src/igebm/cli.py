@@ -224,13 +224,19 @@ def energy(args: list[str]) -> int:
 
 def list_presets(args: list[str]) -> int:
     asked = parse(arguments.Presets, "presets", args)
-    every = {
-        n: {"source": e.source, "note": e.note, "settings": presets.to_dict(e.preset)}
-        for n, e in presets.PRESETS.items()
-    }
+    entries = {n: presets.entry(n) for n in asked.names or presets.PRESETS}
+    every = {n: {"source": e.source, "note": e.note, "settings": presets.to_dict(e.preset)} for n, e in entries.items()}
     what = lambda e: f"{e.source}; {e.note}" if e.note else e.source
-    rows = [{"preset": n, "data": e.preset.data, "reproduces": what(e)} for n, e in presets.PRESETS.items()]
-    terminal.result(every, asked.json, lambda: terminal.table(rows))
+
+    def text() -> str:
+        rows = [{"preset": n, "data": e.preset.data, "reproduces": what(e)} for n, e in entries.items()]
+        if not asked.names:
+            return f"{terminal.table(rows)}\n\nigebm presets NAME: its settings; of several, those in which they differ"
+        settings = presets.beside(*(e.preset for e in entries.values()))
+        columns = [{"setting": presets.flag(s)} | dict(zip(entries, v, strict=True)) for s, v in settings.items()]
+        return f"{terminal.table(rows)}\n\n{terminal.table(columns)}"
+
+    terminal.result(every, asked.json, text)
     return 0
 
 
@@ -449,7 +455,7 @@ def completion(args: list[str]) -> int:
         "train": known(arguments.Train, words=list(presets.PRESETS)),
         "sample": known(arguments.Sample, words=models),
         "energy": known(arguments.EnergyOf, words=[*models, *sets]),
-        "presets": known(arguments.Presets),
+        "presets": known(arguments.Presets, words=list(presets.PRESETS)),
         **{f"eval {n}": known(Common, Machine, kind, words=models) for n, kind in (EXPERIMENTS | {"all": All}).items()},
         "eval rollout": known(arguments.RolloutOf),
         "eval concepts": known(arguments.ConceptsOf),

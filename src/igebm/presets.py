@@ -502,11 +502,16 @@ PRESETS: dict[str, Entry] = {
 DEFAULT = "digits"
 
 
-def named(name: str) -> Preset:
-    """The preset of that name. Raises InputError with the nearest names."""
+def entry(name: str) -> Entry:
+    """The table's row of that name. Raises InputError with the nearest names."""
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
-    return PRESETS[name].preset
+    return PRESETS[name]
+
+
+def named(name: str) -> Preset:
+    """The preset of that name. Raises InputError with the nearest names."""
+    return entry(name).preset
 
 
 def from_dict(values: Any) -> Preset:
@@ -524,7 +529,8 @@ def to_dict(preset: Preset) -> dict[str, Any]:
     return dataclasses.asdict(preset)
 
 
-def changed(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two presets differ: name -> (old, new)."""
-    a, b = to_dict(old), to_dict(new)
-    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+def beside(*several: Preset) -> dict[str, tuple[Any, ...]]:
+    """Every field with its value in each of `several` presets; of more than one those alone in which they differ."""
+    each = [to_dict(preset) for preset in several]
+    values = {name: tuple(settings[name] for settings in each) for name in each[0]}
+    return values if len(each) == 1 else {name: v for name, v in values.items() if len(set(v)) > 1}

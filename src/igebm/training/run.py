@@ -93,7 +93,7 @@ def resume(
         old, step = presets.from_dict(saved["settings"]), saved["counters"]["step"]
         preset = presets.checked(ask(old))
         preset = replace(preset, data=absolute(preset.data))
-        changes = presets.changed(old, preset)
+        changes = presets.beside(old, preset)
         fixed = [f"{presets.flag(k)} {a} -> {b}" for k, (a, b) in changes.items() if k in FIXED]
         if fixed:
             raise InputError(

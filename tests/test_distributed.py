@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from igebm import forecast, model, ranks
+from igebm.buffer import Buffer
 from igebm.training import distributed, ema
 from igebm.training.state import read_checkpoint
 
@@ -116,6 +117,7 @@ def test_a_run_moves_between_two_processes_and_one(tmp_path):
     train(2, "--resume", str(run), "--steps", "8")
     steps = [entry["step"] for entry in lines(run)]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8] and set(model.load(run).net.state_dict()) == keys
+    assert [entry["seen"] for entry in lines(run)] == [8, 16, 24, 32, 40, 48, 56, 64]  # the batch is all processes'
 
 
 @pytest.mark.slow
@@ -165,7 +167,23 @@ def test_a_buffer_is_dealt_out_to_more_processes_without_loss(monkeypatch):
     for rank in range(3):
         monkeypatch.setattr(ranks, "size", lambda: 3)
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        parts.append(distributed.shared(saved))
+        parts.append(distributed.shared(saved, 8))
     assert all(part["capacity"] == 8 and len(part["x"]) == 4 for part in parts)
     assert sorted(torch.cat([part["y"] for part in parts]).tolist()) == list(range(12))
     assert all(torch.equal(part["x"][:, 0], part["y"]) for part in parts)
+    # A ring goes on where its samples end: beyond it there are none.
+    assert [part["cursor"] for part in parts] == [4, 4, 4]
+
+
+def test_a_buffer_of_parts_goes_into_one_that_does_not_divide_by_them(monkeypatch):
+    """1,500 in eight processes are eight times 187: four samples fewer, and it goes on in one all the same."""
+    saved = {"x": torch.arange(16)[:, None], "y": None, "cursor": 2, "capacity": 1496, "parts": [2] * 8}
+    one = distributed.shared(saved, 1500)
+    assert one["capacity"] == 1500 and one["x"][:, 0].tolist() == list(range(16)) and one["cursor"] == 16
+    buffer = Buffer(1500, (1,), dtype=torch.int64)
+    buffer.load_state_dict(one)
+    assert len(buffer) == 16
+    monkeypatch.setattr(ranks, "size", lambda: 8)
+    monkeypatch.setattr(ranks, "rank", lambda: 3)
+    same = distributed.shared(saved, 187)
+    assert same["x"][:, 0].tolist() == [6, 7] and (same["capacity"], same["cursor"]) == (187, 2)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from igebm import data, model, native, presets
+from igebm import data, diagnostics, model, native, presets
 from igebm.buffer import Buffer
 from igebm.data import Images, Loader
 from igebm.data.latents import Latent
@@ -26,13 +26,14 @@ from igebm.model import Shape
 from igebm.nets.layers import SpectralConv2d
 from igebm.objectives import contrastive, maximum_likelihood
 from igebm.presets import Preset, Trainer
+from igebm.report.found import read_log
 from igebm.runtime import probe
 from igebm.samplers import langevin, run
 from igebm.shapes import SeriesShape
 from igebm.training import ema, guard, optim
 from igebm.training import state as states
 from igebm.training.guard import PATIENCE, Divergence, Guard
-from igebm.training.loop import Watcher, train, train_step
+from igebm.training.loop import Watcher, draw_chains, open_log, raise_chain_steps, roll_back, train, train_step
 from igebm.training.run import FIXED, new, resume
 
 TINY = replace(
@@ -327,6 +328,45 @@ def test_interrupted_step_leaves_everything_as_it_was():
         train_step(state, Loader(x, 8), Guard(1e9), stop=lambda: True)
     assert state.step == 1 and torch.equal(stored, state.buffer.x)
     assert all(torch.equal(v, before[k]) for k, v in state.net.state_dict().items())
+
+
+def test_a_plain_predictor_stops_when_asked_to(tmp_path):
+    """It has no chain to be asked in: between two iterations, and what it has is saved."""
+    preset = replace(presets.named("balls-feedforward"), width=8, batch=4, steps=1000)
+    series = Series("waves", np.sin(np.arange(120.0)).reshape(2, 30, 2).astype(np.float32), ("a", "b"))
+    mean, std = statistics(series)
+    state = states.start(preset, SeriesShape(3, ("a", "b"), mean, std), RUNTIME, {})
+    watcher = Watcher(stop=lambda: state.step == 3)
+    outcome = train(state, Windows(series, 3, 4, mean, std), tmp_path, RUNTIME, watcher)
+    assert (outcome.reason, outcome.step) == ("interrupted", 3)
+    assert states.read_checkpoint(tmp_path, pytest.fail)["counters"]["step"] == 3
+
+
+def test_a_full_part_of_a_buffer_is_full():
+    """Of two processes each has half of --buffer-size: once that is full, restarts are as rare as asked for."""
+    state, x = fresh(replace(TINY, buffer_size=48, restart=0.0, buffer_fill=1.0))
+    state.buffer = Buffer(24, (1, 8, 8), torch.empty(0, dtype=torch.long))
+    x_pos, y_pos = torch.zeros(8, 1, 8, 8), torch.zeros(8, dtype=torch.long)
+    g = torch.Generator().manual_seed(0)
+    state.buffer.write(torch.arange(16), torch.zeros(16, 1, 8, 8), torch.zeros(16, dtype=torch.long), g)
+    assert draw_chains(state, x_pos, y_pos, g, g).fresh.all()
+    state.buffer.write(torch.arange(24), torch.zeros(24, 1, 8, 8), torch.zeros(24, dtype=torch.long), g)
+    assert not draw_chains(state, x_pos, y_pos, g, g).fresh.any()
+
+
+def test_k_is_raised_said_and_kept(tmp_path):
+    """Every 100 iterations, by ten, while the slow mean of the gap is above --raise-gap; a checkpoint has K with it."""
+    state, _ = fresh(replace(TINY, max_chain_steps=20))
+    said, state.step, state.slow_gap = [], 150, 0.9
+    raise_chain_steps(state, {"gap": 0.9}, Watcher(said.append))
+    assert state.chain_steps == 3 and not said
+    state.step = 200
+    raise_chain_steps(state, {"gap": 0.9}, Watcher(said.append))
+    assert state.chain_steps == 13 and "chains take 13 steps from here" in said[0]
+    states.save_checkpoint(tmp_path, state, RUNTIME)
+    other, _ = fresh(state.preset)
+    states.restore(other, states.read_checkpoint(tmp_path, pytest.fail), tmp_path)
+    assert other.chain_steps == 13
 
 
 def test_chain_steps_are_raised_while_samples_stay_above():
@@ -720,6 +760,82 @@ def test_going_back_to_the_previous_checkpoint_keeps_it(tmp_path):
     }  # fmt: skip
 
 
+def test_what_a_rollback_undoes_leaves_no_snapshot_and_its_log_goes_on(tmp_path):
+    """Diverged at 6, back to 4, then ended at 5 and resumed: the snapshot of step 6 was of what is undone, and the log
+    still tells of the rollback."""
+    state, x = fresh(replace(TINY, steps=4, save_every=4, snapshot_every=2))
+    outcome = train(state, Loader(x, 8), tmp_path, RUNTIME, Watcher())
+    kept = [(tmp_path / "snapshots" / f"000000{step}.safetensors") for step in (2, 4)]
+    assert outcome.step == 4 and all(path.exists() for path in kept)
+    undone = [tmp_path / "snapshots" / "0000006.safetensors", tmp_path / "samples" / "0000006.png"]
+    undone += [tmp_path / "samples" / "noise-0000006.png"]
+    others = [tmp_path / "samples" / "mine-0000009.png"]
+    for path in undone + others:
+        path.write_bytes(b"")
+    with open_log(tmp_path, 4) as log:
+        for step in (5, 6):
+            log.write(json.dumps({"step": step, "gap": 0.0}).encode() + b"\n")
+        roll_back(state, Divergence(6, "planted", "nothing"), tmp_path, log, Watcher())
+        log.write(json.dumps({"step": 5, "gap": 1.0}).encode() + b"\n")
+    assert not any(path.exists() for path in undone) and all(path.exists() for path in kept + others)
+    open_log(tmp_path, 5).close()
+    log = read_log(tmp_path / "metrics.jsonl", troubles := [])
+    assert not troubles and [(r.diverged_at, r.back_to) for r in log.rollbacks] == [(6, 4)]
+    assert [(e["step"], e.get("gap")) for e in log.entries][-1] == (5, 1.0)
+
+
+def test_a_k_that_was_asked_for_on_resuming_outlives_a_rollback(dataset, tmp_path):
+    """Of a run that then diverges before its next save, and of one that is killed before it."""
+    folder = tmp_path / "run"
+    new("tiny", replace(TINY, data=str(dataset)), CPU, folder)
+    resume(folder, lambda had: replace(had, steps=7, chain_steps=5, save_every=100), CPU)
+    assert [line["chain_steps"] for line in contents(folder)[1]] == [3] * 6 + [5]
+    assert states.read_checkpoint(folder, pytest.fail, "previous")["counters"]["chain_steps"] == 5
+    (old, _), (state, _) = fresh(), fresh(replace(TINY, chain_steps=5))
+    states.save_checkpoint(tmp_path, old, RUNTIME)
+    states.restore(state, states.read_checkpoint(tmp_path, pytest.fail), tmp_path)
+    assert state.chain_steps == 5
+
+    # What a resumed run was asked for is on the disk before its first iteration.
+    def killed():
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as kill:
+        kill.setattr("igebm.training.run.finish", lambda *_: killed())
+        with pytest.raises(SystemExit):
+            resume(folder, lambda had: replace(had, steps=9, lr=1e-5), CPU)
+    saved = states.read_checkpoint(folder, pytest.fail)
+    assert saved["settings"]["lr"] == 1e-5 and saved["counters"]["step"] == 7
+    assert states.read_checkpoint(folder, pytest.fail, "previous")["counters"]["step"] < 7
+
+
+def test_what_the_data_cannot_give_is_refused_on_resuming_too(dataset, tmp_path):
+    """Latents of images with classes; a posterior of labels that the model is not asked for."""
+    new("tiny", replace(TINY, data=str(dataset), conditional=False), CPU, tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    for change, said in ((dict(latent_steps=5), "has no latents"), (dict(label_weight=0.2), "no labels to tell apart")):
+        with pytest.raises(InputError, match=said):
+            resume(tmp_path / "run", lambda had, change=change: replace(had, steps=9, **change), CPU)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_an_interrupt_at_the_last_picture_is_told_as_that(dataset, tmp_path, monkeypatch, capsys):
+    """All iterations are done and saved; --resume would only say so."""
+    from igebm.cli import main
+    from igebm.training import run
+
+    def picture(path, state, runtime, progress):
+        raise run.Stopped
+
+    monkeypatch.setattr(run, "write_final_grid", picture)
+    words = "--width 4 --blocks 1d --chain-steps 2 --batch 8 --buffer-size 24 --steps 2 --device cpu --dtype float32"
+    words += f" --compile off --threads 1 --data {dataset} --out {tmp_path / 'run'}"
+    assert main(["train", "digits", *words.split()]) == 130
+    said = capsys.readouterr().err
+    assert f"all but its last picture; igebm sample {tmp_path / 'run'}" in said and "--resume" not in said
+    assert contents(tmp_path / "run")[0]["counters"]["step"] == 2
+
+
 def test_a_save_that_fails_after_a_fallback_loses_nothing(dataset, tmp_path, monkeypatch):
     """checkpoint.pt is damaged, the run goes on from the one before, and the disk is full at the next save: it still
     resumes."""
@@ -778,6 +894,51 @@ def test_numbers_of_a_step_are_those_of_its_batch():
     metrics = train_step(state, Loader(x, 8), Guard(1e9))
     assert metrics["gap"] == pytest.approx(-metrics["loss"], abs=1e-6)
     assert metrics["saturated"] == 0.0 and metrics["chain_steps"] == 3 and metrics["lr"] == TINY.lr
+
+
+def test_shares_and_norms_by_hand():
+    g = torch.tensor([[3.0, 4.0], [0.0, -0.02]])
+    assert diagnostics.gradient_norm(g).item() == pytest.approx(2.51)  # (5 + 0.02) / 2
+    assert diagnostics.clipped_share(g, 0.01).item() == 0.75 and diagnostics.clipped_share(g, 0.0).item() == 0.0
+    assert diagnostics.saturated_share(torch.tensor([[0.0, 0.3], [1.0, 0.999]])).item() == 0.5
+    assert diagnostics.temperature(10.0, 0.005) == pytest.approx(1.25e-6)
+    assert diagnostics.noise_at(0.05) == pytest.approx(math.sqrt(0.1))
+
+
+def test_the_slow_gap_is_a_mean_over_about_a_hundred_steps():
+    """Of n equal gaps g it is g (1 - 0.99^n)."""
+    state, x = fresh(replace(TINY, step_size=0.0, noise=0.0, lr=0.0, restart=0.0, alpha=0.0))
+    gaps = [train_step(state, Loader(x, 8), Guard(1e9))["gap"] for _ in range(5)]
+    assert state.slow_gap == pytest.approx(sum(0.01 * 0.99 ** (4 - i) * g for i, g in enumerate(gaps)), rel=1e-6)
+
+
+def test_labels_that_are_missing_say_nothing_to_the_posterior():
+    """Of a batch without labels -log p(y | x) is the same number for any weights, log(m + 1), and pulls on none."""
+    found = []
+    for weight in (0.0, 1.0):
+        p = replace(TINY, sigma_clip="none", label_weight=weight, label_candidates=2)
+        state, x = fresh(p)
+        nameless = Images("nameless", x.x, np.full(len(x.x), -1), x.classes)
+        found.append((train_step(state, Loader(nameless, 8), Guard(1e9)), state))
+    (without, a), (with_it, b) = found
+    assert with_it["loss"] - without["loss"] == pytest.approx(math.log(3), abs=1e-5)
+    for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-7)
+
+
+def test_chains_move_their_latents_where_they_may():
+    """--latent-steps: what goes back to the buffer is where the chain over the latents ended, within their ranges."""
+    rng, place = np.random.default_rng(0), (Latent("place", -1.0, 3.0),)
+    x = rng.integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
+    y = rng.uniform(-1, 3, (24, 1)).astype(np.float32)
+    kept = []
+    for steps in (0, 3):
+        state = states.start(replace(TINY, latent_steps=steps), Shape(1, 8, 8, (), place), RUNTIME, {})
+        train_step(state, Loader(Images("places", x, y, (), place), 8), Guard(1e9))
+        kept.append(state.buffer.y[: len(state.buffer)].clone())
+    still, moved = kept
+    assert all(any(torch.equal(row, torch.tensor(given)) for given in y) for row in still)
+    assert not torch.equal(still, moved) and moved.min() >= -1 and moved.max() <= 3
 
 
 def test_a_signal_that_is_passed_on_counts_once_and_a_later_one_ends(monkeypatch):

@@ -34,17 +34,16 @@ def gathered(buffer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def shared(saved: dict[str, Any]) -> dict[str, Any]:
-    """This process's part of a saved buffer: the one it had, or, where the number of processes has changed, every
-    size-th sample from its rank on."""
+def shared(saved: dict[str, Any], capacity: int) -> dict[str, Any]:
+    """This process's part of a saved buffer, one of `capacity`: the part it had, or, where the number of processes has
+    changed, every size-th sample from its rank on, as many as there is room for."""
     size, rank, parts = ranks.size(), ranks.rank(), saved.get("parts", [len(saved["x"])])
-    if size == 1:
-        return saved
-    capacity = saved["capacity"] // size
     if len(parts) == size:
         mine = slice(sum(parts[:rank]), sum(parts[: rank + 1]))
+        had, cursor = saved["capacity"] // size, saved["cursor"]
     else:
         mine = slice(rank, None, size)
-    cut = lambda t: None if t is None else t[mine][:capacity]
-    cursor = saved["cursor"] % max(1, capacity)
-    return saved | {"x": cut(saved["x"]), "y": cut(saved["y"]), "capacity": capacity, "cursor": cursor}
+        # A ring goes on behind the last sample: what lies beyond it is empty, and no image.
+        had, cursor = capacity, min(capacity, len(saved["x"][mine])) % max(1, capacity)
+    cut = lambda t: None if t is None else t[mine][:had]
+    return saved | {"x": cut(saved["x"]), "y": cut(saved["y"]), "capacity": had, "cursor": cursor}

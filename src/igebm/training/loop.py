@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class Watcher(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `done` (all steps), `minutes` (its time was up) or `interrupted`; after `step` iterations."""
+    """How a run ended: `done` (all steps), `minutes` (its time was up), `interrupted`, or `unpictured` (interrupted
+    when only its last picture was missing); after `step` iterations."""
 
     reason: str
     step: int
@@ -104,15 +106,12 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
                 state.outside = guarding.outside
                 if state.step == p.steps or any(state.step % n == 0 for n in (p.save_every, p.snapshot_every)):
                     check_weights(state)
-                if not alone and ranks.agree(watcher.stop()):
-                    reason = "interrupted"
-                    break
             except Stopped:
                 reason = "interrupted"
                 break
             except Divergence as fault:
                 roll_back(state, fault, folder, log, watcher)
-                guarding, worth_keeping = Guard(p.gap_limit), True
+                guarding, saved, worth_keeping = Guard(p.gap_limit), -1, True
                 continue
             raise_chain_steps(state, metrics, watcher)
             seconds = time.perf_counter() - start
@@ -136,6 +135,9 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
             # Checkpoint: only what is worth going back to
             if state.step % p.save_every == 0 and guarding.healthy:
                 saved, worth_keeping = save_all(folder, state, runtime, log, worth_keeping), True
+            if not alone and ranks.agree(watcher.stop()):
+                reason = "interrupted"
+                break
             if p.minutes and ranks.agree(seconds > 60 * p.minutes):
                 reason = "minutes"
                 break
@@ -157,6 +159,8 @@ def train_step(
     """One iteration of Algorithm 1: `state` moves on by one step. Where Stopped is raised it is as before; where
     Divergence is, a checkpoint is to be restored (numbers that are not finite leave the weights where they are)."""
     p, net = state.preset, state.net
+    if stop():
+        raise Stopped
 
     # Draw: data, and chains from the buffer
     drawn, state.drawn = state.drawn, None
@@ -304,7 +308,7 @@ def draw_chains(
         noise = chain_start(p, y_pos, device)
     else:
         noise = torch.rand(x_pos.shape, generator=device, device=x_pos.device)
-    restart = p.restart if len(state.buffer) == p.buffer_size else max(p.restart, p.buffer_fill)
+    restart = p.restart if len(state.buffer) == state.buffer.capacity else max(p.restart, p.buffer_fill)
     chains = state.buffer.draw(noise, y_pos, restart, host, device)
     if p.buffer_augment:
         fresh = chains.fresh.reshape(-1, 1, 1, 1)
@@ -402,6 +406,8 @@ def roll_back(state: TrainState, fault: Divergence, folder: Path, log, watcher: 
         raise Fault(f"{fault}{times}; the last good checkpoint is in {folder}") from fault
     restore(state, saved, folder)
     state.rollbacks = rollbacks
+    if ranks.rank() == 0:
+        leave_out(folder, beyond=state.step)
     watcher.say(
         f"{fault}. Going back to step {state.step} with new random numbers (rollback {rollbacks} of {ROLLBACKS})"
     )
@@ -418,6 +424,15 @@ def last_good(folder: Path, say: Callable[[str], None], before: bool) -> dict[st
     if saved["file"] == PREVIOUS and ranks.rank() == 0:
         promote_previous(folder)
     return saved
+
+
+def leave_out(folder: Path, beyond: int) -> None:
+    """Remove what an undone part of a run left: its snapshots would be taken for the run's, its pictures for the
+    run's course."""
+    for left in (*(folder / "snapshots").glob("*.safetensors"), *(folder / "samples").glob("*.png")):
+        step = re.fullmatch(r"(?:noise-|rollouts-)?(\d{7,})", left.stem)
+        if step and int(step[1]) > beyond:
+            left.unlink(missing_ok=True)
 
 
 def check_weights(state: TrainState) -> None:
@@ -445,7 +460,7 @@ def _reached(line: str) -> int | float:
     """The step that a line of the log tells of; beyond all for what is no such line (one that a kill cut short)."""
     try:
         entry = json.loads(line)
-        step = entry.get("step", entry.get("diverged_at", 0))
+        step = entry.get("step", entry.get("back_to", 0))  # a rollback belongs to what comes after it
     except (ValueError, AttributeError, RecursionError):
         return math.inf
     return step if isinstance(step, int | float) else math.inf

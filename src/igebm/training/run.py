@@ -106,6 +106,7 @@ def resume(
         runtime = open_machine(machine, preset.network, saved["runtime"])
         saved["facts"] |= {"skip_bad": True} if skip_bad else {}
         images = open_data(preset, data_dir, saved["facts"].get("skip_bad", False))
+        check_asked(preset, images)
         shape = from_dict(saved, folder)
         fits_memory(preset, shape, runtime)
         state = states.start(preset, shape, runtime, saved["facts"])
@@ -117,10 +118,10 @@ def resume(
             states.promote_previous(folder)
         for name, (a, b) in changes.items():
             terminal.say(f"changed on resuming: {presets.flag(name)} {a} -> {b}")
-            if name == "chain_steps":
-                state.chain_steps = preset.chain_steps
         terminal.say(f"going on with {folder} from step {step}")
         write_preset(folder, state, runtime)
+        if changes:  # what was asked for holds from here on, whatever comes before the next save
+            states.save_checkpoint(folder, state, runtime, worth_keeping=False)
         return finish(state, loader, folder, runtime), folder
 
 
@@ -151,7 +152,7 @@ def finish(state: TrainState, loader: Loader | Windows, folder: Path, runtime: R
                     else:
                         write_final_grid(folder / "samples" / f"noise-{state.step:07d}.png", state, runtime, progress)
                 except Stopped:
-                    return replace(outcome, reason="interrupted")
+                    return replace(outcome, reason="unpictured")
     return outcome
 
 
@@ -285,17 +286,27 @@ def settled(name: str, preset: Preset, found: Images | Series) -> Preset:
     if isinstance(found, Images) and preset.conditional and not (found.classes or found.latents):
         terminal.say(f"{found.name} has no labels, so the model is unconditional")
         preset = replace(preset, conditional=False)
-    if preset.latent_steps and not (isinstance(found, Images) and found.latents):
-        raise InputError(f"--latent-steps {preset.latent_steps}: {found.name} has no latents; leave it out")
-    told_apart = preset.conditional and isinstance(found, Images) and (len(found.classes) > 1 or found.latents)
-    if preset.label_weight and not told_apart:
-        if preset.label_weight != presets.named(name).label_weight:
-            raise InputError(
-                f"{found.name} gives no labels to tell apart: leave out --label-weight {preset.label_weight:g}"
-            )
-        terminal.say(f"no labels to tell apart, so the preset's --label-weight {preset.label_weight:g} is left out")
+    weight = preset.label_weight
+    if weight and weight == presets.named(name).label_weight and not told_apart(preset, found):
+        terminal.say(f"no labels to tell apart, so the preset's --label-weight {weight:g} is left out")
         preset = replace(preset, label_weight=0.0)
+    check_asked(preset, found)
     return replace(preset, data=absolute(preset.data))
+
+
+def told_apart(preset: Preset, found: Images | Series) -> bool:
+    """Whether the data have labels, more than one, and the model is asked for them."""
+    return preset.conditional and isinstance(found, Images) and bool(len(found.classes) > 1 or found.latents)
+
+
+def check_asked(preset: Preset, found: Images | Series) -> None:
+    """Raises InputError for settings that are of labels or latents where the data, or the model, have none."""
+    if preset.latent_steps and not (preset.conditional and isinstance(found, Images) and found.latents):
+        raise InputError(f"--latent-steps {preset.latent_steps}: {found.name} has no latents; leave it out")
+    if preset.label_weight and not told_apart(preset, found):
+        raise InputError(
+            f"{found.name} gives no labels to tell apart: leave out --label-weight {preset.label_weight:g}"
+        )
 
 
 def absolute(data: str) -> str:

@@ -308,9 +308,11 @@ def restore(state: TrainState, saved: dict[str, Any], path: Path) -> None:
         raise InputError(f"{path} is of another network: the optimiser's moments differ in {lacking}")
     groups = state.optimizer.state_dict()["param_groups"]  # hyper-parameters are the preset's, moments the checkpoint's
     state.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
-    state.buffer.load_state_dict(distributed.shared(saved["buffer"]))
+    state.buffer.load_state_dict(distributed.shared(saved["buffer"], state.buffer.capacity))
     for name in _COUNTERS:
         setattr(state, name, saved["counters"].get(name, 0))
+    if saved["settings"].get("chain_steps") != state.preset.chain_steps:
+        state.chain_steps = state.preset.chain_steps  # another K was asked for since
     state.drawn = None
 
 

@@ -3,6 +3,7 @@ determinant, an entropy that training reaches, and the command end to end."""
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -335,7 +336,7 @@ def test_what_a_run_leaves(kind, folders):
     """The files; a model that says where it comes from; and bits per dimension that its own likelihoods give."""
     folder = folders[kind]
     names = {p.name for p in folder.iterdir()} - {".lock"}
-    assert names == {"metrics.jsonl", "checkpoint.pt", "model.safetensors"}
+    assert names == {"metrics.jsonl", "preset.json", "checkpoint.pt", "model.safetensors"}
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in log] == [1, 2, 3, 4, 5, 6] and log[-1]["seen"] == 48
     assert all(math.isfinite(m["bits_per_dim"]) for m in log)
@@ -384,6 +385,24 @@ def test_a_run_in_the_way_and_a_run_of_another_kind(folders, capsys):
     assert main(["train", "--resume", out]) == 2
     assert "no igebm checkpoint" in last_line(capsys)
     assert {p.name: p.read_bytes() for p in folders["pixelcnn"].iterdir()} == before
+
+
+def test_a_run_is_gone_on_with_and_watched_as_an_energys_is(folders, tmp_path, capsys, monkeypatch):
+    """--resume knows what kind it is of; watch and compare read its log; in several processes it is refused."""
+    for name in ("a", "b"):
+        shutil.copytree(folders["pixelcnn"], tmp_path / name)
+    assert main(["baseline", "--resume", str(tmp_path / "a"), "--steps", "8"]) == 0
+    assert baselines.load(tmp_path / "a").step == 8
+    capsys.readouterr()
+    assert main(["watch", str(tmp_path / "a")]) == 0
+    assert "step 8 of 8" in (shown := capsys.readouterr().out) and "bits_per_dim" in shown
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]) == 0
+    assert "bits_per_dim" in (shown := capsys.readouterr().out) and "--steps" in shown
+    assert main(["baseline", "--resume", str(tmp_path / "nothing")]) == 2
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["baseline", "pixelcnn", "--out", str(tmp_path / "d"), *TINY]) == 2
+    assert "in one process" in capsys.readouterr().err and not (tmp_path / "d").exists()
 
 
 def test_an_interrupt_saves_and_the_run_goes_on(tmp_path):

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -368,12 +369,33 @@ def test_a_folder_of_results_stays_with_what_is_in_it(tmp_path):
     """As far as results were written it stays, and so does a folder that was there before, empty as it is."""
     (tmp_path / "empty").mkdir()
     for name, left in (("new/one", True), ("new/two", False), ("empty", True)):
-        with pytest.raises(KeyboardInterrupt), results_folder(tmp_path / name) as out:
+        with pytest.raises(KeyboardInterrupt), results_folder(tmp_path / name, tmp_path) as out:
             if name == "new/one":
                 (out / "samples.npy").touch()
             raise KeyboardInterrupt
         assert (tmp_path / name).exists() == left
     assert (tmp_path / "new" / "one" / "samples.npy").exists()
+
+
+def test_two_commands_at_once_have_a_folder_each(tmp_path):
+    """Without --out the next free one is taken by making it, so that of eight none has another's."""
+    taken, both = [], threading.Barrier(8)
+
+    def command() -> None:
+        both.wait()
+        with results_folder(None, tmp_path / "samples" / "digits") as out:
+            taken.append(out)
+            (out / "samples.npy").touch()
+
+    threads = [threading.Thread(target=command) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(taken)) == 8 and all((out / "samples.npy").exists() for out in taken)
+    with pytest.raises(KeyboardInterrupt), results_folder(None, tmp_path / "samples" / "digits") as out:
+        raise KeyboardInterrupt
+    assert not out.exists() and out.name == "digits-9"
 
 
 def test_pictures_of_a_run_name_the_classes(tmp_path):
@@ -433,6 +455,17 @@ MISTAKES = {
     "resume nothing": (["train", "--resume", "/nowhere/at/all"], "no run folder"),
     "no model": (["sample", "/nowhere/at/all"], "give a run folder, a .safetensors file, a bundled name or hf"),
     "energy file": (["energy", "/nowhere", "digits", "--out", "e.txt"], ".csv or .npy"),
+    "data to start from, and noise": (["sample", "digits", "--data", "digits"], "with --init data"),
+    "a negative step": (["sample", "digits", "--step-size", "-1"], "--step-size -1.0: choose between 0 and inf"),
+    "chains over classes": (["infer", "digits", "/nowhere.png", "--n", "5"], "--n is of chains over latents"),
+    "a dry run from nowhere": (["train", "--dry-run", "--init-from", "/nowhere"], "no model"),
+    "a dry run of what is not to be had": (["train", "balls-langevin", "--dry-run", "--dtype", "bfloat16"], "float32"),
+    "seed of samples": (["sample", "digits", "--seed", "-1"], "--seed -1: choose between 0"),
+    "seed of a composition": (["compose", "digits=3", "--seed", "9" * 20], "--seed ...: choose between 0"),
+    "seed of an inference": (["infer", "dsprites-scale", "/nowhere.png", "--seed", "-1"], "--seed -1"),
+    "seed of rollouts": (["eval", "rollout", "balls-langevin", "--seed", "-1"], "--seed -1"),
+    "seed of concepts": (["eval", "concepts", "dsprites-scale", "--seed", "-1"], "--seed -1"),
+    "no step at all": (["eval", "concepts", "dsprites-scale", "--steps", "0"], "--steps 0"),
 }
 
 
@@ -443,6 +476,71 @@ def test_mistake_is_one_line(args, says, capsys, tmp_path, monkeypatch):
         args = ["train", "--device", "cuda:77"]
     assert says in mistake(capsys, *args)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_what_it_would_cost_and_then_what_is_in_the_way(capsys):
+    for flags, said in ((["--batch", "1000000", "--buffer-size", "1000000"], "there are "), (["--crop", "40"], "crop")):
+        assert main(["train", "--dry-run", "--width", "32", *flags]) == 2
+        told = capsys.readouterr()
+        assert json.loads(told.out)["cost"]["parameters"] > 10**4
+        assert said in told.err.splitlines()[-1] and "Traceback" not in told.err
+
+
+def test_a_label_of_latents_is_refused(capsys, tmp_path):
+    words = "eval ood dsprites-position --score gradient-norm --against uniform --out".split()
+    assert main([*words, str(tmp_path / "e")]) == 2
+    assert "dsprites-position has no labels" in capsys.readouterr().err
+    with pytest.raises(InputError, match="latents must be 3 x 2 numbers"):
+        model.load("dsprites-position").energy(np.zeros((3, 32, 32, 1), np.uint8), np.ones(3, np.int64))
+
+
+def test_a_chain_that_stands_still_leaves_its_noise(run_folder, tmp_path):
+    """--step-size 0 --noise 0: samples are where chains began, U(0, 1), and a hole stays as it was filled."""
+    still = "--step-size 0 --noise 0 --seed 3 --device cpu --dtype float32 --compile off --threads 1".split()
+    assert main(["sample", str(run_folder), "--n", "3", "--steps", "5", "--out", str(tmp_path / "s"), *still]) == 0
+    noise = torch.rand((3, 1, 8, 8), generator=torch.Generator().manual_seed(3))
+    found = np.load(tmp_path / "s" / "samples.npy")[..., 0]
+    assert np.array_equal(found, (noise[:, 0] * 256).floor().numpy().astype(np.uint8))
+    assert json.loads((tmp_path / "s" / "sample.json").read_text())["chain"] == {
+        "steps": 5, "step_size": 0.0, "noise": 0.0, "clip": 0.01,
+    }  # fmt: skip
+    Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "grey.png")
+    words = ["restore", str(run_folder), str(tmp_path / "grey.png"), "--n", "2", "--steps", "4"]
+    assert main([*words, "--out", str(tmp_path / "r"), *still]) == 0
+    noise = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(3))
+    found = np.load(tmp_path / "r" / "restored.npy")[..., 0]
+    assert (found[:, :4] == 77).all()
+    assert np.array_equal(found[:, 4:], (noise[:, 0, 4:] * 256).floor().numpy().astype(np.uint8))
+
+
+def test_mppi_has_no_step_size(tmp_path, capsys):
+    words = ["train", "--sampler", "mppi", "--noise", "0.1", "--steps", "1", "--out", str(tmp_path / "r"), *TINY]
+    assert main(words) == 0
+    capsys.readouterr()
+    said = mistake(capsys, "sample", tmp_path / "r", "--step-size", "1")
+    assert "--step-size: this model's chains are MPPI's, which take --noise alone" in said
+    assert main(["sample", str(tmp_path / "r"), "--noise", "0.2", "--n", "2", "--out", str(tmp_path / "s")]) == 0
+
+
+def test_seeds_that_follow_each_other_share_no_chain(run_folder, tmp_path):
+    """The second batch of seed 0 is not the first of seed 2."""
+    found = []
+    for seed, n in ((0, 4), (2, 2)):
+        words = ["compose", f"{run_folder}=3", "--n", str(n), "--batch", "2", "--steps", "2", "--seed", str(seed)]
+        assert main([*words, "--out", str(tmp_path / str(seed)), "--device", "cpu", "--compile", "off"]) == 0
+        found.append(np.load(tmp_path / str(seed) / "samples.npy"))
+    assert not np.array_equal(found[0][2:], found[1])
+
+
+def test_what_a_folder_is_called_keeps_its_dots(tmp_path, monkeypatch):
+    """lr-0.0003 and lr-0.0006 are two runs; a folder of data that is called as a bundled model is no run of it."""
+    from igebm.evaluation.work import folder_of
+
+    assert model.called("runs/digits-lr0.0003") == "digits-lr0.0003"
+    assert model.called(tmp_path / "a.safetensors") == "a" and model.called("hf:you/digits") == "digits"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits" / "0").mkdir(parents=True)
+    assert folder_of("digits") == Path("evaluation/digits")
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_kept(run_folder, capsys):

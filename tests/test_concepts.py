@@ -52,19 +52,23 @@ def test_other_terms_are_refused(text):
 def test_terms_compose_to_the_densities_that_gaussians_give():
     """Precisions add, weighted; a not: term takes its own away; or: terms are a mixture."""
     parsed = [terms.parse(t) for t in ("a", "2*b", "not:0.5*c")]
-    E = terms.composed(parsed, [gaussian(0.0), gaussian(3.0), gaussian(-1.0)])
+    E = product(*terms.factors(parsed, [gaussian(0.0), gaussian(3.0), gaussian(-1.0)]))
     # p ∝ N(0, 1) N(3, 1)^2 / N(-1, 1)^0.5: precision 1 + 2 - 0.5, mean (0 + 6 + 0.5) / 2.5
     x = torch.linspace(-4, 8, 50)[:, None]
     expected = gaussian(6.5 / 2.5, 2.5)(x)
     difference = E(x) - expected
     assert torch.allclose(difference, difference[0].expand(50), atol=1e-4)
-    either = terms.composed([terms.parse("or:a"), terms.parse("or:3*b")], [gaussian(0.0), gaussian(5.0)])
+    # Beside a plain term the mixture is one factor: a cycle of chains has two, not three.
+    plain, either = terms.factors(
+        [terms.parse(t) for t in ("or:a", "c", "or:3*b")], [gaussian(m) for m in (0.0, 1.0, 5.0)]
+    )
+    assert torch.equal(plain(x), gaussian(1.0)(x))
     assert torch.allclose(either(x), -torch.log(torch.exp(-gaussian(0.0)(x)) + 3 * torch.exp(-gaussian(5.0)(x))))
 
 
 def test_a_composition_of_not_terms_alone_is_refused():
     with pytest.raises(InputError, match="no mode"):
-        terms.composed([terms.parse("not:a")], [gaussian(0.0)])
+        terms.factors([terms.parse("not:a")], [gaussian(0.0)])
 
 
 def test_a_cycle_of_two_gaussians_alternates_between_their_pulls():

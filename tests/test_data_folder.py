@@ -336,10 +336,17 @@ def test_decoded_pixels_are_reused(tmp_path, monkeypatch):
     root = c26(tmp_path / "c26")
     said = []
     first, again = (load(str(root), skip_bad=True, data_dir=tmp_path / "d", say=said.append) for _ in range(2))
-    assert isinstance(again.x, np.memmap) and (first.x == again.x).all() and len(said) == 2
+    assert isinstance(again.x, np.memmap) and (first.x == again.x).all()
+    assert ["left out" in line for line in said] == [True, False, True]
+    kept = lambda: {path.name for path in (tmp_path / "d/folders").iterdir()}
+    before = kept()
+    assert len(before) == 2 and str(tmp_path / "d" / "folders") in said[1]
+    # Where a file has changed they are made anew, and what there was goes; those of another size stay.
+    load(str(root), skip_bad=True, data_dir=tmp_path / "d", image_size=16)
+    other = kept() - before
     os.utime(root / "00.png", (1, 1))
     load(str(root), skip_bad=True, data_dir=tmp_path / "d")
-    assert len(list((tmp_path / "d/folders").glob("*.kept.npy"))) == 2
+    assert len(kept()) == 4 and other < kept() and not before & kept()
 
 
 def test_what_is_done_to_pictures_is_said(tmp_path):

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,32 @@ def test_hub_sets_of_many_sizes_are_kept_at_the_size_asked_for(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["many-4.npz"]
     splits.clear()  # now only the kept file can answer
     assert get(image_size=4).y.tolist() == [0, 1]
+
+
+def test_of_several_processes_one_fetches(tmp_path):
+    """Four ask at once for a set that is not there yet: it is fetched once, and all have it."""
+    splits = {"train": dataset({"image": [Image.new("L", (8, 8), k) for k in range(5)], "label": [0, 1, 0, 1, 0]})}
+    fetched, said, found = [], [], []
+
+    def fetch(_: str):
+        fetched.append(1)
+        time.sleep(0.2)
+        return splits
+
+    def get() -> None:
+        found.append(named.load_cached(
+            "five", "five", "train", fetch, label="label", data_dir=tmp_path, image_size=None, channels=None,
+            skip_bad=False, say=said.append,
+        ))  # fmt: skip
+
+    threads = [threading.Thread(target=get) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fetched) == 1 and len(found) == 4 and all(x.y.tolist() == [0, 1, 0, 1, 0] for x in found)
+    assert sum("waiting for another process that is at the same (five)" in line for line in said) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["five.npz"]
 
 
 @pytest.mark.parametrize("spec", ["hf:", "hf:a", "hf:a/b/c/d", "hf:a b/c"])

@@ -116,6 +116,25 @@ def test_a_log_that_cannot_be_read_is_said(tmp_path, capsys):
     assert "metrics.jsonl cannot be read" in capsys.readouterr().err
 
 
+def test_watching_ends_where_nobody_trains(tmp_path, monkeypatch, capsys):
+    """In a terminal, too, and for a run that was killed before its first line; what is wrong is said once."""
+    folder = run_folder(tmp_path / "a", 50, 0.1, 1e-3)
+    (folder / "metrics.jsonl").unlink()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    looks = []
+    monkeypatch.setattr("igebm.follow.in_use", lambda _: len(looks) < 3)
+    monkeypatch.setattr("igebm.follow.time.sleep", looks.append)
+    assert main(["watch", str(folder), "--every", "7"]) == 0
+    assert looks == [7.0, 7.0, 7.0]
+    folder = run_folder(tmp_path / "b", 50, 0.1, 1e-3)
+    with open(folder / "metrics.jsonl", "a") as log:
+        log.write("{cut")
+    looks.clear()
+    assert main(["watch", str(folder)]) == 0
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("cut or damaged") == 1
+
+
 def test_compare_looks_at_its_folder_first(tmp_path, capsys):
     a, b = run_folder(tmp_path / "a", 50, 1.0, 0.1), run_folder(tmp_path / "b", 30, -1.0, 0.2)
     (tmp_path / "taken").write_text("")

@@ -25,6 +25,7 @@ from igebm.commands import results
 from igebm.data import available, hub
 from igebm.evaluation.settings import EXPERIMENTS
 from igebm.files import write_json
+from igebm.plain import plain
 from igebm.report import plots
 
 SMALL = "--threads 1 --device cpu --dtype float32 --compile off".split()
@@ -140,7 +141,7 @@ def test_the_benchmark_as_json(capfd):
 
 def test_a_number_that_is_not_finite_is_null():
     """JSON has no word for it, and many readers refuse Python's."""
-    got = terminal.plain({"a": (math.nan, 1.5, [math.inf]), 3: Path("x"), "n": None, "b": True})
+    got = plain({"a": (math.nan, 1.5, [math.inf]), 3: Path("x"), "n": None, "b": True})
     assert got == {"a": [None, 1.5, [None]], "3": "x", "n": None, "b": True}
 
 

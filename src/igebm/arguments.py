@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from . import presets
 from .baselines import settings as baselines
 from .evaluation.settings import Common, Concepts, Rollout
-from .presets import Machine, Preset, Trainer
+from .presets import Machine, Preset, Sampler, Trainer
 
 Options = TypeVar("Options")
 
@@ -53,6 +53,7 @@ class Sample:
     """Draw samples from a model: samples.png, samples.npy (uint8, N x H x W x C), labels.npy, sample.json."""
 
     machine: OmitArgPrefixes[Machine]
+    chain: OmitArgPrefixes[Sampler]
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
     n: int = 64
@@ -207,6 +208,7 @@ class Compose:
     """
 
     machine: OmitArgPrefixes[Machine]
+    chain: OmitArgPrefixes[Sampler]
     terms: Annotated[Positional[tuple[str, ...]], some("TERM")]
     """the terms; those with or: form one factor, a mixture, those with not: push away"""
     mode: Literal["product", "cyclic"] = "product"
@@ -215,10 +217,6 @@ class Compose:
     """samples"""
     steps: int | None = None
     """chain steps; default: the first model's sample_steps"""
-    step_size: float | None = None
-    noise: float | None = None
-    clip: float | None = None
-    """of the chain; default: the first model's"""
     seed: int = 0
     out: Path | None = None
     """folder; default: the next free composed"""
@@ -235,15 +233,15 @@ class Infer:
     """conditional on latents or classes: a run folder, a .safetensors file, a bundled model, or hf:owner/name"""
     image: Annotated[Positional[Path], arg(metavar="IMAGE")]
     """a picture, brought to the model's size"""
-    n: int = 256
-    """chains, from starts all over the latents' ranges"""
-    steps: int = 200
-    """chain steps"""
+    n: int | None = None
+    """chains, from starts all over the latents' ranges; default: 256"""
+    steps: int | None = None
+    """chain steps; default: 200"""
     step_size: float | None = None
     """what multiplies the gradient, latents counted in shares of their ranges; default: noise² / 2T for a model that
     was trained with the posterior of its data at T (--label-weight, --label-temperature), else 1 (released)"""
-    noise: float = 0.03
-    """standard deviation of a step's noise (released: 0.03)"""
+    noise: float | None = None
+    """standard deviation of a step's noise; default: 0.03 (released)"""
     seed: int = 0
     out: Path | None = None
     """folder; default: the next free inferred/IMAGE"""
@@ -259,6 +257,7 @@ class Restore:
     """
 
     machine: OmitArgPrefixes[Machine]
+    chain: OmitArgPrefixes[Sampler]
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run folder, a .safetensors file, a bundled model, or hf:owner/name"""
     image: Annotated[Positional[Path], arg(metavar="IMAGE")]

@@ -178,17 +178,14 @@ def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
 
 
 def _dry_run(asked: arguments.Train) -> int:
-    from .diagnostics import temperature
-    from .training.run import open_data, settled, shape_of
-
-    presets.checked(asked.settings)
-    images = open_data(asked.settings, asked.data_dir, asked.skip_bad)
-    preset = settled(asked.preset, asked.settings, images)
-    from .runtime import probe
+    from .model import temperature
     from .training.cost import cost, least_memory, time_here
+    from .training.run import begin, open_all
 
-    on, shape = asked.machine, shape_of(preset, images)
-    runtime = probe(on.device, on.dtype, on.compile, on.threads, update_dtype=on.update_dtype)
+    opened = open_all(
+        asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
+    )
+    preset, images, shape, runtime, *_ = opened
     counted = cost(preset, shape)
     about = {
         "preset": asked.preset,
@@ -197,7 +194,7 @@ def _dry_run(asked: arguments.Train) -> int:
         "images": len(images.x),
         "shape": list(shape.item),
         "classes": len(getattr(images, "classes", ())),
-        "temperature": temperature(preset.step_size, preset.noise),
+        "temperature": temperature(preset),
         "cost": counted,
         "here": time_here(preset, shape, runtime, counted) | {"bytes_at_least": least_memory(preset, shape)},
     }
@@ -206,6 +203,7 @@ def _dry_run(asked: arguments.Train) -> int:
     took = f", about {terminal.clock(3600 * here['hours'])} here ({here['by']})" if "hours" in here else ""
     memory = f"; at least {here['bytes_at_least'] / 2**20:,.0f} MiB of memory" if here["bytes_at_least"] else ""
     terminal.say(f"{preset.steps:,} iterations on {len(images.x):,} items{took}{memory}")
+    begin(opened)  # what training would refuse is refused, with all that it would cost said
     return 0
 
 
@@ -376,10 +374,13 @@ def compare(args: list[str]) -> int:
 def baseline(args: list[str]) -> int:
     ask = lambda settings: parse(arguments.BaselineOf, "baseline", args, arguments.BaselineOf(settings))
     guess = _word_of(baselines.DEFAULTS, args)
-    kind = ask(baselines.DEFAULTS[guess] if guess else baselines.Settings()).kind
+    first = ask(baselines.DEFAULTS[guess] if guess else baselines.Settings())
+    kind = first.kind or (_kind_of(first.resume) if first.resume is not None else "")
     if kind not in baselines.DEFAULTS:
         raise unknown("baseline", kind, baselines.DEFAULTS)
     asked = ask(baselines.DEFAULTS[kind])  # once more, with the defaults of the kind that was named
+    if processes() > 1:
+        raise InputError("igebm baseline trains in one process; leave torchrun out")
     machine = Trainer(asked.device, "float32", "off", asked.threads)
     if asked.resume is not None and asked.out is not None:
         raise InputError("--out does not go with --resume, which goes on in the folder it names")
@@ -391,6 +392,12 @@ def baseline(args: list[str]) -> int:
         again = lambda had: ask(replace(had, minutes=0.0)).settings  # a time limit was for the session it was given to
         trained, outcome, folder = resume(kind, asked.resume, again, machine, asked.data_dir, asked.skip_bad)
     return _baseline_ended(trained, outcome, folder, asked.json)
+
+
+def _kind_of(run: Path) -> str:
+    from .baselines.train import read_checkpoint
+
+    return read_checkpoint(run)["baseline"]
 
 
 def _baseline_ended(trained: Any, outcome: Any, folder: Path, as_json: bool) -> int:

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import __version__, data, forecast, model, terminal
+from . import __version__, data, forecast, model, presets, terminal
 from .arguments import ConceptsOf, DataCheck, EnergyOf, Evaluate, RolloutOf, Sample
 from .data import Images
 from .errors import Fault, InputError, many, within
 from .files import (
-    free_folder,
     results_folder,
     what_is,
     writable_file,
@@ -39,14 +38,16 @@ def sample(asked: Sample) -> Path:
     for flag, value, low in (("--n", asked.n, 1), ("--batch", asked.batch, 1), ("--steps", asked.steps, 0)):
         within(flag, value, low, MOST)
     within("--seed", asked.seed, 0, 2**31 - 1)
+    if asked.data is not None and asked.init != "data":
+        raise InputError(f"--data {asked.data}: chains start from it with --init data; leave it out, or give both")
     m, _ = open_model(asked.model, asked.machine)
+    preset = presets.stepped(m.preset, asked.chain)
     start, labels = starts(asked, m)
     steps = asked.steps
     if steps is None:
         steps = m.preset.sample_steps if asked.init == "noise" else m.preset.chain_steps
     n = asked.n if start is None else len(start)
-    folder = asked.out or free_folder(Path("samples") / m.name)
-    with results_folder(folder) as out:
+    with results_folder(asked.out, Path("samples") / m.name) as out:
         with terminal.bar("sampling") as screen:
             images, y = m.sample(
                 n,
@@ -57,6 +58,7 @@ def sample(asked: Sample) -> Path:
                 seed=asked.seed,
                 batch=asked.batch,
                 progress=lambda done, total: screen.step(done, total),
+                kernel=model.build_kernel(preset),
             )
         write_png(out / "samples.png", sample_picture(images, y, m.shape.classes))
         write_array(out / "samples.npy", images)
@@ -69,7 +71,7 @@ def sample(asked: Sample) -> Path:
             "label": asked.label,
             "classes": list(m.shape.classes),
             "init": asked.init,
-            "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
+            "chain": {"steps": steps} | presets.chain(preset),
             "seed": asked.seed,
             "dtype": str(m.dtype).removeprefix("torch."),
             "compiled": m.compiled,
@@ -187,14 +189,16 @@ def check(asked: DataCheck) -> None:
         found = data.check_series(asked.data)
         terminal.result(found, asked.json, lambda: "\n".join(terminal.pretty(found)))
         return
-    found = data.check(
-        asked.data,
-        data_dir=asked.data_dir,
-        image_size=asked.image_size or None,
-        channels=asked.channels or None,
-        skip_bad=asked.skip_bad,
-        say=terminal.say,
-    )
+    with terminal.bar("looking") as screen:
+        found = data.check(
+            asked.data,
+            data_dir=asked.data_dir,
+            image_size=asked.image_size or None,
+            channels=asked.channels or None,
+            skip_bad=asked.skip_bad,
+            say=screen.say,
+            step=screen.step,
+        )
     terminal.result(found, asked.json, lambda: "\n".join(terminal.pretty(found)))
 
 
@@ -249,6 +253,7 @@ def rollout(asked: RolloutOf) -> int:
         raise InputError("give at least one model of time series, such as balls-langevin")
     if min(asked.options.length, asked.options.n, asked.options.average) < 1:
         raise InputError("--length, --n and --average are at least 1")
+    within("--seed", asked.seed, 0, 2**31 - 1)
     models = [forecast.load(where) for where in asked.models]
     runtime = probe("cpu", "float32", "off", asked.threads)
     out = writable_folder(asked.out or folder_of(asked.models[0]))
@@ -277,6 +282,8 @@ def concepts(asked: ConceptsOf) -> int:
         raise InputError("give at least one model of a sprite's factor, such as dsprites-scale")
     if asked.options.n < 1 or asked.batch < 1:
         raise InputError(f"--n {asked.options.n} --batch {asked.batch}: give at least 1 of each")
+    within("--seed", asked.seed, 0, 2**31 - 1)
+    within("--steps", asked.options.steps, 1, MOST)
     opened = [open_model(where, asked.machine) for where in asked.models]
     out = writable_folder(asked.out or Path("evaluation") / "concepts")
     start = time.perf_counter()

@@ -3,19 +3,20 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import inference, terminal, terms
+from . import inference, presets, terminal, terms
 from .arguments import Compose, Infer
 from .circumstances import circumstances
-from .data import quantise
+from .compose import product
+from .data import centred, quantise
 from .data.latents import Latent, drawn, on_circle
-from .errors import Fault, InputError, many
-from .files import free_folder, results_folder, write_array, write_json
+from .errors import Fault, InputError, many, within
+from .files import results_folder, write_array, write_json
 from .inputs import open_model, read_picture
 from .model import Model, batches, build_kernel
 from .report import figures
@@ -23,6 +24,9 @@ from .report.plots import grid, write_png
 from .runtime import Runtime
 from .samplers import Kernel, run
 from .terms import Term
+
+MOST = 10_000_000
+"""of chains and of steps: a slip of the keyboard, not a wish"""
 
 
 def compose(asked: Compose) -> Path:
@@ -32,14 +36,14 @@ def compose(asked: Compose) -> Path:
         raise InputError("give at least one term, such as dsprites-scale=0.8 or digits=3")
     if asked.n < 1 or asked.batch < 1 or (asked.steps is not None and asked.steps < 0):
         raise InputError(f"--n {asked.n} --batch {asked.batch} --steps {asked.steps}: give 1, 1 and 0 or more")
+    within("--seed", asked.seed, 0, 2**31 - 1)
     parsed = [terms.parse(text) for text in asked.terms]
     models, runtime = open_models(parsed, asked.machine)
     first = next(iter(models.values()))
     energies_of(parsed, models, 1)  # a wrong value is said before any work
-    said = {name: getattr(asked, name) for name in ("step_size", "noise", "clip") if getattr(asked, name) is not None}
-    preset = replace(first.preset, **said)
+    preset = presets.stepped(first.preset, asked.chain)
     steps = first.preset.sample_steps if asked.steps is None else asked.steps
-    with results_folder(asked.out or free_folder(Path("composed"))) as out:
+    with results_folder(asked.out, Path("composed")) as out:
         with terminal.bar("composing") as screen:
             found, energies = chains(asked, parsed, models, build_kernel(preset), steps, screen.step)
         write_png(out / "samples.png", grid(found))
@@ -49,7 +53,7 @@ def compose(asked: Compose) -> Path:
             "mode": asked.mode,
             "n": asked.n,
             "seed": asked.seed,
-            "chain": {k: getattr(preset, k) for k in ("step_size", "noise", "clip")} | {"steps": steps},
+            "chain": presets.chain(preset) | {"steps": steps},
             "seconds": round(time.perf_counter() - start, 1),
             "machine": circumstances(runtime),
         }
@@ -65,16 +69,15 @@ def chains(
     first = next(iter(models.values()))
     found = np.empty((asked.n, first.shape.height, first.shape.width, first.shape.channels), np.uint8)
     energies = np.empty((asked.n, len(parsed)))
+    generator = torch.Generator(first.device).manual_seed(asked.seed)
     for part in batches(asked.n, asked.batch):
         n = part.stop - part.start
         Es = energies_of(parsed, models, n)
-        E, step = terms.composed(parsed, Es), kernel
-        if asked.mode == "cyclic":
-            step = terms.cyclic(kernel, [terms.signed(t, F) for t, F in zip(parsed, Es, strict=True)])
-        generator = torch.Generator(first.device).manual_seed(asked.seed + part.start)
+        factors = terms.factors(parsed, Es)
+        step = terms.cyclic(kernel, factors) if asked.mode == "cyclic" else kernel
         x = torch.rand((n, *first.shape.image), generator=generator, device=first.device)
         done = lambda k, *_, a=part.start, n=n: tell(a * steps + k * n, asked.n * steps)
-        end = run(step, E, x, steps, generator, done)[0].x
+        end = run(step, product(*factors), x, steps, generator, done)[0].x
         if not torch.isfinite(end).all():
             raise Fault("a chain on the composition left the numbers; lower --step-size or the weights")
         found[part] = quantise(end).permute(0, 2, 3, 1).cpu().numpy()
@@ -109,13 +112,19 @@ def infer(asked: Infer) -> None:
     """`igebm infer`: infer.json with mean and spread of each latent, latents.npy with every chain's end, infer.png; the
     numbers are printed, then the folder."""
     start = time.perf_counter()
-    if asked.n < 1 or asked.steps < 1:
-        raise InputError(f"--n {asked.n} --steps {asked.steps}: give at least 1 of each")
+    for name in ("n", "steps"):
+        within(f"--{name}", getattr(asked, name), 1, MOST)
+    within("--seed", asked.seed, 0, 2**31 - 1)
     m, runtime = open_model(asked.model, asked.machine)
     if not m.conditional:
         raise InputError(f"{m.name} is unconditional: there is nothing to infer; take one with classes or latents")
+    given = [name for name in ("n", "steps", "step_size", "noise") if getattr(asked, name) is not None]
+    if m.shape.classes and given:
+        raise InputError(
+            f"{presets.flag(given[0])} is of chains over latents; {m.name} has classes, an energy each: leave it out"
+        )
     picture = read_picture(asked.image, m)
-    with results_folder(asked.out or free_folder(Path("inferred") / asked.image.stem)) as out:
+    with results_folder(asked.out, Path("inferred") / asked.image.stem) as out:
         numbers = classes_of(m, picture, out) if m.shape.classes else latents_of(m, picture, asked, out)
         about = {"model": asked.model, "image": str(asked.image), "seed": asked.seed} | numbers
         seconds = round(time.perf_counter() - start, 1)
@@ -141,16 +150,17 @@ def classes_of(m: Model, picture: np.ndarray, out: Path) -> dict:
 
 def latents_of(m: Model, picture: np.ndarray, asked: Infer, out: Path) -> dict:
     """Many chains over the latents, from starts all over their ranges; mean and spread of where they end."""
-    latents = m.shape.latents
+    latents, n, steps = m.shape.latents, asked.n or 256, asked.steps or 200
+    noise = inference.NOISE if asked.noise is None else asked.noise
     rng = np.random.default_rng(asked.seed)
-    y = torch.from_numpy(drawn(latents, asked.n, rng)).to(m.device)
-    x = (torch.tensor(picture, device=m.device).permute(0, 3, 1, 2).float() + 0.5) / 256
+    y = torch.from_numpy(drawn(latents, n, rng)).to(m.device)
+    x = centred(torch.tensor(picture, device=m.device).permute(0, 3, 1, 2))
     E = m.twin.over(x)
-    step = inference.step_size(m.preset, asked.noise) if asked.step_size is None else asked.step_size
+    step = inference.step_size(m.preset, noise) if asked.step_size is None else asked.step_size
     generator = torch.Generator(m.device).manual_seed(asked.seed)
     with terminal.bar("inferring") as screen:
-        tell = lambda k, *_: screen.step(k, asked.steps)
-        end = inference.chain(E, y, latents, asked.steps, step, asked.noise, generator, tell)
+        tell = lambda k, *_: screen.step(k, steps)
+        end = inference.chain(E, y, latents, steps, step, noise, generator, tell)
     if not torch.isfinite(end).all():
         raise Fault("a chain over the latents left the numbers; lower --step-size")
     with torch.no_grad():
@@ -171,7 +181,7 @@ def latents_of(m: Model, picture: np.ndarray, asked: Infer, out: Path) -> dict:
         | {"least_energy": float(values[best])}
         for name, (values, _, _) in shown.items()
     }
-    chain = {"chains": asked.n, "steps": asked.steps, "step_size": step, "noise": asked.noise}
+    chain = {"chains": n, "steps": steps, "step_size": step, "noise": noise}
     return chain | {"latents": table}
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import Fault, InputError
+from .plain import plain
 
 
 @contextmanager
@@ -52,7 +53,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """As `plain` has it."""
+    write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_array(path: Path, values: np.ndarray) -> None:
@@ -116,18 +118,57 @@ def writable_folder(path: Path, hint: str = "choose another with --out") -> Path
     return path
 
 
+def new_folder(wanted: Path) -> Path:
+    """Make `wanted`, or the first of wanted-2, wanted-3, ... that nobody else has made."""
+    while True:
+        folder = free_folder(wanted)
+        writable_folder(folder.parent)
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue  # made by another process since
+
+
 @contextmanager
-def results_folder(path: Path) -> Iterator[Path]:
-    """A `writable_folder` for one command alone to leave its results in. Where the block is interrupted or fails, those
-    of the folders made for it go again in which it left nothing."""
-    made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+def results_folder(path: Path | None, default: Path) -> Iterator[Path]:
+    """A `writable_folder` for one command alone to leave its results in: `path`, or a new one called as `default`.
+    Where the block is interrupted or fails, those of the folders made for it go again in which it left nothing."""
+    wanted = default if path is None else path
+    made = [folder for folder in (wanted, *wanted.parents) if not os.path.lexists(folder)]
     try:
-        yield writable_folder(path)
+        folder = new_folder(default) if path is None else writable_folder(path)
+        if path is None and folder != wanted:
+            made.insert(0, folder)
+        yield folder
     except BaseException:
         for folder in made:
             with suppress(OSError):  # not empty: it stays
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def one_at_a_time(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """One process at a time in the block, as far as the file system has locks; `path` is the lock's own file. Who has
+    to wait says so, and looks again at what there is to do."""
+    with open(path, "ab") as lock:
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that is at the same ({path.stem.lstrip('.')})")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass  # some network file systems have none
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

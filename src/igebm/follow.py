@@ -17,7 +17,10 @@ from .files import writable_folder, write_json
 from .report.found import Log, read_log
 from .training.run import in_use
 
-SHOWN = ("e_pos", "e_neg", "gap", "gradient", "chain_gradient", "clipped_chain", "clipped_weights", "saturated", "loss")
+SHOWN = (
+    "e_pos", "e_neg", "gap", "gradient", "chain_gradient", "clipped_chain", "clipped_weights", "saturated", "loss",
+    "bits_per_dim",
+)  # fmt: skip
 """what is drawn, as far as a run has it"""
 DAY = 86_400.0
 BARS = "▁▂▃▄▅▆▇█"
@@ -36,12 +39,15 @@ def watch(folder: Path, every: float, once: bool, as_json: bool = False) -> None
     from rich.live import Live
     from rich.text import Text
 
+    told: set[str] = set()
     with Live(auto_refresh=False) as live:
         while True:
-            log = read(folder)
+            # A run that was stopped, or ended by its minutes, is over as well; looked at first, lest its last lines
+            # come between.
+            over = not in_use(folder)
+            log = read(folder, told)
             live.update(Text("\n".join(screen(folder, settings, log))), refresh=True)
-            # A run that was stopped, or ended by its minutes, is over as well.
-            if log.entries and (log.entries[-1]["step"] >= settings.get("steps", math.inf) or not in_use(folder)):
+            if over or (log.entries and log.entries[-1]["step"] >= settings.get("steps", math.inf)):
                 return
             time.sleep(every)
 
@@ -59,12 +65,14 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def read(folder: Path) -> Log:
-    """The log, and to stderr what is wrong with it."""
+def read(folder: Path, told: set[str] | None = None) -> Log:
+    """The log, and to stderr what is wrong with it that was not `told` before."""
     troubles: list[str] = []
-    log = read_log(folder / "metrics.jsonl", troubles)
+    log, told = read_log(folder / "metrics.jsonl", troubles), set() if told is None else told
     for trouble in troubles if log.entries or (folder / "metrics.jsonl").exists() else ():
-        terminal.say(f"{folder}: {trouble}")
+        if trouble not in told:
+            terminal.say(f"{folder}: {trouble}")
+            told.add(trouble)
     return log
 
 

@@ -48,6 +48,10 @@ def others(y: Tensor, shape: Shape, n: int, generator: torch.Generator | None = 
     return ((y[:, None] + 1 + order) % classes).T
 
 
+NOISE = 0.03
+"""of a step over the latents, in units of their ranges (released code)"""
+
+
 def step_size(preset: Preset, noise: float) -> float:
     """λ of chains over the latents whose density is exp(-E / T), T = σ² / 2λ: that of the posterior which training
     asked for (`label_temperature`), or the released code's 1 where it asked for none."""
@@ -60,7 +64,7 @@ def chain(
     latents: Sequence[Latent],
     steps: int,
     step_size: float = 1.0,
-    noise: float = 0.03,
+    noise: float = NOISE,
     generator: torch.Generator | None = None,
     record: Record | None = None,
 ) -> Float[Tensor, "b d"]:

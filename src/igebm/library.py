@@ -29,15 +29,13 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
-from . import model, native
-from .data import quantise
+from . import model, native, presets
+from .data import centred, quantise
 from .data.decode import converted
 from .energy import Energy
 from .errors import Fault, InputError, unknown, within
 from .evaluation.masks import RULE, read_mask
-from .evaluation.restoration import KINDS
 from .model import Model, Progress
-from .presets import Preset
 from .ranks import batches
 from .report.plots import grid
 from .runtime import DTYPES, Compiled, choose_device, lack_of_fused
@@ -226,7 +224,7 @@ class EBM:
             y = self._condition(label, len(known))
         elif m.conditional:
             y = self.classify(start)  # as `seen_in` does
-        steps = filling_steps(m.preset) if steps is None else steps
+        steps = presets.filling_steps(m.preset) if steps is None else steps
         chain = kernel or model.build_kernel(m.preset)
         parts = [start.new_empty(0, *self.shape)]
         for part in batches(len(known), batch):
@@ -278,7 +276,7 @@ class EBM:
             raise InputError(f"images are uint8 or floats in [0, 1], got {images.dtype}")
         x = self._arranged(images).to(self.model.device)
         if x.dtype == torch.uint8:
-            return (x.float() + 0.5) / 256
+            return centred(x)
         x = x.detach().float().contiguous()
         if x.numel() and not (x.amin() >= 0 and x.amax() <= 1):  # so that NaN is refused, too
             raise InputError(
@@ -389,12 +387,6 @@ class EBM:
         m = self.model
         of = f"{len(self.classes)} classes" if self.classes else self._takes() if m.shape.latents else "unconditional"
         return f"EBM({m.name}: images {'x'.join(map(str, self.shape))}, {of}, step {m.step})"
-
-
-def filling_steps(preset: Preset) -> int:
-    """Chain steps that a hole of noise takes. The released code's 10 K, 600 with its K = 60, leave noise where K is
-    smaller."""
-    return max(KINDS["inpaint"] * preset.chain_steps, preset.sample_steps)
 
 
 def counted(name: str, value: Any, low: int) -> None:

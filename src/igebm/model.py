@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from . import __version__, hub, presets, pretrained
-from .data import dequantise, latents, quantise
+from . import __version__, diagnostics, hub, presets, pretrained
+from .data import centred, dequantise, latents, quantise
 from .data.images import shown
 from .energy import Energy
 from .errors import Fault, InputError, unknown
@@ -96,7 +96,7 @@ def temperature(preset: Preset) -> float:
     σ² / 2λ, of MPPI it is a setting."""
     if preset.sampler == "mppi":
         return preset.temperature
-    return preset.noise**2 / (2 * preset.step_size) if preset.step_size else 0.0
+    return diagnostics.temperature(preset.step_size, preset.noise)
 
 
 @dataclass
@@ -160,10 +160,12 @@ class Model:
         if labels is None and self.shape.latents:
             why = "is conditional on latents: an energy needs their values, one row an image"
             raise InputError(f"{self.name} {why}; igebm infer reads them off a picture")
+        if labels is not None and self.conditional and len(images):
+            labels = self.conditions(len(images), labels=labels)
         parts = [np.empty(0, np.float32)]
         with torch.no_grad():
             for part in batches(len(images), batch):
-                x = (self._tensor(images[part]).float() + 0.5) / 256
+                x = centred(self._tensor(images[part]))
                 if labels is not None or not self.conditional:
                     y = None if labels is None else torch.as_tensor(labels[part], device=self.device)
                     e = self.given(y)(x)
@@ -349,7 +351,9 @@ def find(where: str | Path) -> Path:
 def called(where: str | Path) -> str:
     """What a MODEL argument is called in messages and names of folders: a file without its end, a repository without
     its owner."""
-    return hub.parse(str(where)).name.partition("/")[2] if str(where).startswith("hf:") else Path(where).stem
+    if str(where).startswith("hf:"):
+        return hub.parse(str(where)).name.partition("/")[2]
+    return Path(where).name.removesuffix(".safetensors")  # no more: a dot may be one of lr-0.0003
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

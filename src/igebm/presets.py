@@ -228,6 +228,18 @@ class Trainer(Machine):
     """of the update's forward and backward pass: float32 or bfloat16; auto: as the chains'"""
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """A chain's settings that differ from the model's own."""
+
+    step_size: float | None = None
+    """what multiplies the gradient; default: the model's"""
+    noise: float | None = None
+    """standard deviation of the noise; default: the model's"""
+    clip: float | None = None
+    """bound of each entry of the chain's gradient (0: none); default: the model's"""
+
+
 RANGES: dict[str, tuple[float, float]] = {
     "image_size": (0, 1024),
     "crop": (0, 64),
@@ -523,6 +535,28 @@ def from_dict(values: Any) -> Preset:
     if strange:
         raise InputError(f"unknown settings {', '.join(strange[:5])}; was this written by a newer igebm?")
     return Preset(**values)
+
+
+def stepped(preset: Preset, sampler: Sampler) -> Preset:
+    """The preset with what `sampler` says otherwise of its chain. Raises InputError for what is no such number, and for
+    what MPPI's chains have no use for."""
+    names = [field.name for field in dataclasses.fields(Sampler)]  # an experiment's options are more
+    said = {name: getattr(sampler, name) for name in names if getattr(sampler, name) is not None}
+    unused = sorted(said.keys() & {"step_size", "clip"}) if preset.sampler == "mppi" else []
+    if unused:
+        raise InputError(f"{flag(unused[0])}: this model's chains are MPPI's, which take --noise alone")
+    return dataclasses.replace(preset, **said)
+
+
+def filling_steps(preset: Preset) -> int:
+    """Chain steps that a hole of noise takes. The released code's 10 K, 600 with its K = 60, leave noise where K is
+    smaller."""
+    return max(10 * preset.chain_steps, preset.sample_steps)
+
+
+def chain(preset: Preset) -> dict[str, float]:
+    """What a chain's step is made of, for the record."""
+    return {field.name: getattr(preset, field.name) for field in dataclasses.fields(Sampler)}
 
 
 def to_dict(preset: Preset) -> dict[str, Any]:

@@ -11,6 +11,7 @@ where the two dashes alone keep torchrun from taking `--n` for an option of its 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from .errors import Fault
 from .limits import processes
 
+LONGEST = timedelta(days=1)
+"""that a process waits for the others; torch's half hour is less than some work of one for all"""
 KINDS = ["float32", "float64", "int64", "uint8", "bool"]
 
 
@@ -30,12 +33,14 @@ def together() -> Iterator[None]:
         yield
         return
     # Tensors on GPUs go by NCCL, those on the host (files, flags) by gloo.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=LONGEST)  # what one does for all may take hours: a classifier, a download
     try:
         yield
     except RuntimeError as error:
         if re.search("Connection (closed|reset)|Broken pipe|[Tt]imed out|NCCL", str(error)):
-            raise Fault(f"another of the {size()} processes has ended; go on with --resume") from error
+            again = "start all of them again (igebm train --resume RUN goes on where it was saved)"
+            raise Fault(f"another of the {size()} processes has ended; {again}") from error
         raise
     finally:
         dist.destroy_process_group()

@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import terminal
+from . import presets, terminal
 from .arguments import Restore
 from .circumstances import circumstances
 from .data import quantise
 from .errors import InputError, many, within
 from .evaluation.masks import lower_half, read_mask
-from .files import free_folder, results_folder, write_array, write_json
+from .files import results_folder, write_array, write_json
 from .inputs import open_model, read_picture
-from .library import EBM, filling_steps
+from .library import EBM
+from .model import build_kernel
 from .report.plots import grid, write_png
 
 MOST = 10_000
@@ -36,16 +37,16 @@ def restore(asked: Restore) -> Path:
         raise InputError(f"--mask {asked.mask} is black: nothing is to be filled; paint what is to be filled white")
     label = None if asked.label is None else m.condition(asked.label)
     picture = read_picture(asked.image, m)
-    steps = filling_steps(m.preset) if asked.steps is None else asked.steps
+    preset = presets.stepped(m.preset, asked.chain)
+    steps = presets.filling_steps(m.preset) if asked.steps is None else asked.steps
     model, copies = EBM(m), np.repeat(picture, asked.n, 0)
     # Told of no class, each way has the one that the model sees in the picture with that way's noise in its hole.
     seen = label if label is not None or not model.classes else model.seen_in(copies, hole, asked.seed)
     taken = None if label is not None or seen is None else [model.classes[i] for i in seen]
-    with results_folder(asked.out or free_folder(Path("restored") / asked.image.stem)) as out:
+    with results_folder(asked.out, Path("restored") / asked.image.stem) as out:
         with terminal.bar("restoring") as screen:
-            x = model.restore(
-                copies, hole, seen, steps, asked.seed, progress=lambda done, total: screen.step(done, total)
-            )
+            tell = lambda done, total: screen.step(done, total)
+            x = model.restore(copies, hole, seen, steps, asked.seed, build_kernel(preset), progress=tell)
         found = quantise(x).permute(0, 2, 3, 1).cpu().numpy()
         damaged = np.where(hole[None, :, :, None], np.uint8(GREY), picture)
         beside = np.concatenate([picture, damaged, found])
@@ -60,7 +61,7 @@ def restore(asked: Restore) -> Path:
             "filled_pixels": int(hole.sum()),
             "label": asked.label,
             "labels_taken": taken,
-            "chain": {"steps": steps, "step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip},
+            "chain": {"steps": steps} | presets.chain(preset),
             "seed": asked.seed,
             "energy_of_the_picture": of_picture,
             "energies": energies,

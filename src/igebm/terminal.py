@@ -7,7 +7,6 @@ because nobody can be told of it: where stderr cannot be written to (a reader th
 import io
 import itertools
 import json
-import math
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, TextIO, cast
 
 from .errors import CONTROL
 from .limits import from_environment, processes
+from .plain import plain
 
 Step = Callable[..., None]
 """step(done, total, shown=""): what is done, what there is to do, and a few numbers to show"""
@@ -167,18 +167,6 @@ def _rich_bar(what: str, first: int) -> Iterator[Screen]:
 def result(found: Any, as_json: bool, text: Callable[[], str]) -> None:
     """What a command has found, to stdout: as one JSON document, or as `text()` says it to people."""
     print(json.dumps(plain(found), indent=2, allow_nan=False) if as_json else text())
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: names as text, tuples as lists, and null for a number that is not finite, for which JSON
-    has no word."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, os.PathLike) else value
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 `module:function`; each a factor of one energy (section 6)."""
 
 import importlib
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .compose import mixture, negation, product, tempered
+from .compose import mixture, tempered
 from .energy import Energy, checked
 from .errors import Fault, InputError
 from .model import Model, temperature
@@ -96,30 +97,22 @@ def in_units_of(first: Model, m: Model, E: Energy) -> Energy:
     what it was trained as, so that models whose settings differ have their say each (nothing changes where they do
     not)."""
     T1, T = temperature(first.preset), temperature(m.preset)
-    return weighted(E, T1 / T if T1 > 0 and T > 0 else 1.0)
+    return weighted(E, T1 / T if 0 < T1 < math.inf and 0 < T < math.inf else 1.0)
 
 
-def composed(terms: Sequence[Term], energies: Sequence[Energy]) -> Energy:
-    """E = Σ wᵢ Eᵢ over the plain terms, plus -log Σ wⱼ e^(-Eⱼ) over the or: terms, minus Σ wₖ Eₖ over the not: terms.
+def factors(terms: Sequence[Term], energies: Sequence[Energy]) -> list[Energy]:
+    """What is added up: wᵢ Eᵢ of each plain term, -log Σ wⱼ e^(-Eⱼ) over the or: terms, -wₖ Eₖ of each not: term.
 
     Raises InputError where nothing but not: terms is there: they push away from something, towards nothing.
     """
     of = lambda part: [(t.weight, E) for t, E in zip(terms, energies, strict=True) if t.part == part]
-    factors = [weighted(E, w) for w, E in of("and")]
+    found = [weighted(E, w) for w, E in of("and")]
     if of("or"):
         weights, Es = zip(*of("or"), strict=True)
-        factors.append(mixture(*Es, weights=weights))
-    if not factors:
+        found.append(mixture(*Es, weights=weights))
+    if not found:
         raise InputError("not: terms alone have no mode: give at least one term without not:")
-    E = product(*factors)
-    for w, F in of("not"):
-        E = negation(E, F, w)
-    return E
-
-
-def signed(term: Term, E: Energy) -> Energy:
-    """The term by itself, for chains that visit one after the other: a not: term pushes away."""
-    return weighted(E, -term.weight if term.part == "not" else term.weight)
+    return found + [weighted(E, -w) for w, E in of("not")]
 
 
 def weighted(E: Energy, w: float) -> Energy:

@@ -19,16 +19,17 @@ import torch
 from .. import __version__, data, model, terminal
 from ..circumstances import cpu_name
 from ..data import Images, Loader, MissingSplit
+from ..data.fingerprint import fingerprint, same_data
 from ..data.named import NAMES
 from ..errors import Fault, InputError
-from ..files import whole, writable_folder
+from ..files import new_folder, whole, writable_folder, write_json
 from ..presets import Trainer, flag
 from ..runtime import Runtime
 from ..shapes import Shape
 from ..training import ema
 from ..training.loop import Metrics, Outcome, Stopped, Watcher, open_log, write_line
 from ..training.optim import warmed_up
-from ..training.run import absolute, alone, fingerprint, interruptible, new_folder, open_machine
+from ..training.run import absolute, alone, interruptible, open_machine
 from ..training.state import CHECKPOINT, MODEL, read_archive
 from .glow import Glow, library
 from .pixelcnn import PixelCNN
@@ -164,6 +165,7 @@ def new(
     with alone(folder):
         holds_no_run(kind, folder)  # once more, now that nobody else can start one here
         first_batch(run, loader)
+        write_json(folder / "preset.json", {"settings": to_dict(settings), "baseline": kind} | run.facts)
         save_checkpoint(folder, run)
         baseline, outcome = finish(run, loader, folder, data_dir, skip_bad)
     return baseline, outcome, folder
@@ -205,9 +207,10 @@ def resume(
                 f"{folder} was trained on images {run.shape.image}, the data now are {shape_of(images).image}; give "
                 "it the data it had"
             )
-        if fingerprint(images) != run.facts.get("data"):
+        if not same_data(run.facts.get("data", {}), fingerprint(images)):
             terminal.say(f"the data are not those that {folder} began with ({run.facts.get('data')})")
         restore(run, saved, folder / CHECKPOINT)
+        write_json(folder / "preset.json", {"settings": to_dict(settings), "baseline": kind} | run.facts)
         for name, (a, b) in changes.items():
             terminal.say(f"changed on resuming: {flag(name)} {a} -> {b}")
         if settings.steps <= run.step:

@@ -12,7 +12,7 @@ from .sources import load
 from .summary import check, check_series
 
 if TYPE_CHECKING:
-    from .loader import Loader, augment, batch_indices, dequantise, quantise
+    from .loader import Loader, augment, batch_indices, centred, dequantise, quantise
 
 __all__ = [
     "Images",
@@ -21,6 +21,7 @@ __all__ = [
     "augment",
     "available",
     "batch_indices",
+    "centred",
     "check",
     "check_series",
     "data_folder",
@@ -32,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Loader", "augment", "batch_indices", "dequantise", "quantise"):
+    if name in ("Loader", "augment", "batch_indices", "centred", "dequantise", "quantise"):
         from . import loader
 
         return getattr(loader, name)

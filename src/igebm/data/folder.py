@@ -62,7 +62,7 @@ def load_folder(
         say(f"{where}: no class for folders without images: {', '.join(shown(name) for name in listing.empty)}")
     files = listing.files[wanted]
     pictures = [Picture(shown(path.relative_to(root)), partial(Path, path)) for path, _ in files]
-    x, kept = _pixels(root, files, pictures, image_size, channels, skip_bad, say, data_dir)
+    x, kept = _pixels(root, wanted, files, pictures, image_size, channels, skip_bad, say, data_dir)
     names = tuple(pictures[i].name for i in kept)
     if not listing.classes:
         return Images(where, x, None, (), files=names)
@@ -133,6 +133,7 @@ def _names(names: set[str]) -> str:
 
 def _pixels(
     root: Path,
+    split: str,
     files: list[tuple[Path, str]],
     pictures: list[Picture],
     image_size: int | None,
@@ -142,8 +143,8 @@ def _pixels(
     data_dir: Callable[[], Path],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The decoded pictures and the indices of those kept; from an earlier run's file if nothing has changed."""
-    key = hashlib.sha256(repr((image_size, channels, skip_bad)).encode())
-    total = 0
+    use = hashlib.sha256(os.fsencode(root.absolute()) + repr((split, image_size, channels, skip_bad)).encode())
+    key, total = use.copy(), 0
     for path, _ in files:
         key.update(os.fsencode(path.absolute()))
         try:
@@ -156,7 +157,7 @@ def _pixels(
     store: list[Path] = []
 
     def spill() -> Path:
-        store.append(data_dir() / "folders" / f"{key.hexdigest()[:24]}.npy")
+        store.append(data_dir() / "folders" / f"{use.hexdigest()[:12]}-{key.hexdigest()[:12]}.npy")
         store[0].parent.mkdir(parents=True, exist_ok=True)
         return store[0]
 
@@ -175,4 +176,8 @@ def _pixels(
     if isinstance(x, np.memmap):
         with whole(store[0].with_suffix(".kept.npy")) as temporary, open(temporary, "wb") as file:
             np.save(file, kept)
+        say(f"{shown(root)}: {x.nbytes / 2**30:.1f} GiB of pixels, kept for the next time at {shown(store[0])}")
+        for old in store[0].parent.glob(f"{store[0].name.partition('-')[0]}-*.npy"):
+            if not old.name.startswith(store[0].stem):
+                old.unlink(missing_ok=True)  # of this folder as it was before files of it changed
     return x, kept

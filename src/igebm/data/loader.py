@@ -50,6 +50,11 @@ def dequantise(u8: UInt8[Tensor, "b c h w"], generator: torch.Generator | None =
     return (u8.float() + u.float() / 2**16) / 256
 
 
+def centred(u8: UInt8[Tensor, "*n"]) -> Float32[Tensor, "*n"]:
+    """x = (u8 + ½) / 256, the middle of what a byte stands for: what is asked of given images depends on no draw."""
+    return (u8.float() + 0.5) / 256
+
+
 def quantise(x: Float32[Tensor, "*n"] | Float64[Tensor, "*n"]) -> UInt8[Tensor, "*n"]:
     """⌊256 x⌋, kept within 0..255: the byte whose interval holds x."""
     return (x * 256).floor().clamp(0, 255).to(torch.uint8)

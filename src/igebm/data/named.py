@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..files import user_cache
+from ..files import one_at_a_time, user_cache
 from . import hub
 from .arrays import load_file, npz_headers
 from .images import SPLITS, Images, MissingSplit, canonical, existing, fitted, shown, silent
@@ -110,13 +110,18 @@ def load_cached(
     stems = [stem] if image_size is None else [stem, f"{stem}-{image_size}"]
     places = data_places(data_dir)
     looked_for = " or ".join(shown(place / f"{s}.npz") for place in places[:1] for s in stems)
-    path = next((p for place in places for s in stems if existing(p := place / f"{s}.npz")), None)
+    kept = lambda: next((p for place in places for s in stems if existing(p := place / f"{s}.npz")), None)
+    path = kept()
     if path is None:
-        splits = fetch(looked_for)
-        mixed = image_size is not None and not _native(stem, image_size)
-        path = data_folder(data_dir, say) / f"{stems[-1] if mixed else stem}.npz"
-        hub.store(splits, path, name, label=label, image_size=image_size if mixed else None, skip_bad=skip_bad, say=say)
-        say(f"{name} is kept at {shown(path)}")
+        folder = data_folder(data_dir, say)
+        with one_at_a_time(folder / f".{stem}.lock", say):  # of several processes one fetches, for all
+            path = kept()
+            if path is None:
+                splits = fetch(looked_for)
+                mixed = image_size is not None and not _native(stem, image_size)
+                path, size = folder / f"{stems[-1] if mixed else stem}.npz", image_size if mixed else None
+                hub.store(splits, path, name, label=label, image_size=size, skip_bad=skip_bad, say=say)
+                say(f"{name} is kept at {shown(path)}")
     return load_file(path, split, name=name, image_size=image_size, channels=channels, say=say)
 
 

@@ -27,8 +27,10 @@ def check(
     channels: int | None = None,
     skip_bad: bool = False,
     say: Callable[[str], None] = silent,
+    step: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """The train and test split (those there are) of a data set, described; arguments as for `load`.
+    """The train and test split (those there are) of a data set, described; arguments as for `load`, and `step(done,
+    total)` is told of each chunk of images looked at.
 
     Keys: `name`, `classes`, `splits` (see `describe`), `duplicates_across`: the share of test images that are also
     train images (None without both), `warnings`: a list of sentences.
@@ -44,8 +46,10 @@ def check(
             missing.append(error)
     if not found:
         raise missing[0]
-    hashes = {split: fingerprints(images.x) for split, images in found.items()}
-    splits = {split: describe(images, hashes[split]) for split, images in found.items()}
+    total, done, splits, hashes = sum(len(images.x) for images in found.values()), 0, {}, {}
+    for split, images in found.items():
+        splits[split], hashes[split] = describe(images, lambda k, done=done: step(done + k, total))
+        done += len(images.x)
     across = None
     if len(found) == 2:
         seen = set(hashes["train"])
@@ -94,8 +98,8 @@ def check_series(spec: str) -> dict[str, Any]:
     return {"name": first.name, "features": list(first.features), "splits": splits, "warnings": warnings}
 
 
-def describe(images: Images, hashes: list[bytes]) -> dict[str, Any]:
-    """One split in numbers.
+def describe(images: Images, step: Callable[[int], None]) -> tuple[dict[str, Any], list[bytes]]:
+    """One split in numbers, and a 16-byte hash of each image's pixels, in one pass.
 
     `count`; `shape` [H, W, C]; `dtype`; `range` [least, greatest pixel]; `mean`, `std` per channel, of pixels / 255;
     `per_class` (name -> count, None without labels); `unlabelled`; `constant`: images of one value only;
@@ -104,6 +108,7 @@ def describe(images: Images, hashes: list[bytes]) -> dict[str, Any]:
     x, y = images.x, images.y
     total, squares = np.zeros(x.shape[-1]), np.zeros(x.shape[-1])
     low, high, constant = 255, 0, 0
+    hashes: list[bytes] = []
     for start in range(0, len(x), CHUNK):
         rows = np.asarray(x[start : start + CHUNK])
         flat = rows.reshape(len(rows), -1)
@@ -114,6 +119,8 @@ def describe(images: Images, hashes: list[bytes]) -> dict[str, Any]:
         counts = np.stack([np.bincount(levels[:, c], minlength=256) for c in range(x.shape[-1])])
         total += counts @ np.arange(256)
         squares += counts @ np.arange(256) ** 2
+        hashes += [hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest() for row in rows]
+        step(start + len(rows))
     pixels = x[..., 0].size
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
@@ -132,12 +139,7 @@ def describe(images: Images, hashes: list[bytes]) -> dict[str, Any]:
         "unlabelled": len(x) if y is None else 0 if images.latents else int(np.count_nonzero(y < 0)),
         "constant": constant,
         "duplicates": 1 - len(set(hashes)) / len(hashes),
-    }
-
-
-def fingerprints(x: np.ndarray) -> list[bytes]:
-    """A 16-byte hash of each image's pixels."""
-    return [hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest() for row in x]
+    }, hashes
 
 
 def _warnings(row: dict[str, Any]) -> list[str]:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from .. import __version__, model, ranks
 from ..data import Images, Loader
+from ..data.fingerprint import fingerprint
 from ..errors import Fault, InputError
 from ..files import whole
 from ..model import Shape, batches
 from ..terminal import Screen
-from ..training.run import fingerprint
 from .features import QUIET, Extractor, of_network
 
 BATCH = 128

@@ -46,10 +46,10 @@ def run(models: list[Model], options: Concepts, out: Path, seed: int, batch: int
         factors = ordered[:k]
         images = np.empty_like(truth)
         start = time.perf_counter()
+        generator = torch.Generator(first.device).manual_seed(seed)
         for part in batches(options.n, batch):
             n = part.stop - part.start
             Es = [given(by_factor[f], z, f, part, first) for f in factors]
-            generator = torch.Generator(first.device).manual_seed(seed + part.start)
             x = torch.rand((n, *first.shape.image), generator=generator, device=first.device)
             done = (k - 1) * options.n * steps + part.start * steps
             tell = lambda s, *_, done=done, n=n: screen.step(done + s * n, len(ordered) * options.n * steps)

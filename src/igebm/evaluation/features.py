@@ -10,6 +10,7 @@ import os
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -23,10 +24,11 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from .. import terminal
+from ..data import centred
 from ..data.images import existing, shown, with_channels
 from ..data.named import data_folder, data_places
 from ..errors import InputError
-from ..files import whole
+from ..files import one_at_a_time, whole
 from ..terminal import Screen
 
 INCEPTION = "inception-2015-12-05.pt"
@@ -99,7 +101,7 @@ def of_network(
 
     @torch.no_grad()
     def of(images: np.ndarray) -> Described:
-        h, logits = net((_tensor(images, device).float() + 0.5) / 256)
+        h, logits = net(centred(_tensor(images, device)))
         return h.flatten(1).float().cpu().numpy(), logits.float().softmax(1).cpu().numpy()
 
     return Extractor(name, of)
@@ -157,12 +159,16 @@ def _find(file: Path | None, data_dir: Path | None, screen: Screen, sha256: str,
             except InputError as error:
                 damaged = f"{error}; "
     path = data_folder(data_dir, screen.say) / INCEPTION
-    screen.say(f"{damaged}downloading the Inception network, 96 MB, from {urlsplit(url).hostname} to {shown(path)}")
-    try:
-        _download(url, path, sha256, screen.step)
-    except InputError as error:
-        why = f"{damaged}{error}; {_advice(url, shown(path), sha256)}"
-        raise InputError(f"the Inception network is not on this machine: {why}") from error
+    with one_at_a_time(path.with_name(f".{path.stem}.lock"), screen.say):  # of several processes one fetches, for all
+        if existing(path):
+            with suppress(InputError):
+                return _content(path, sha256)
+        screen.say(f"{damaged}downloading the Inception network, 96 MB, from {urlsplit(url).hostname} to {shown(path)}")
+        try:
+            _download(url, path, sha256, screen.step)
+        except InputError as error:
+            why = f"{damaged}{error}; {_advice(url, shown(path), sha256)}"
+            raise InputError(f"the Inception network is not on this machine: {why}") from error
     return _content(path, sha256)
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import ranks
-from ..data import Images, Loader, MissingSplit
+from ..data import Images, Loader, MissingSplit, centred
 from ..errors import Fault, InputError, many
 from ..model import Model, batches, build_image_net
 from ..nets.image import ImageEnergy
@@ -75,6 +75,8 @@ class Task:
     test: Images
     options: Finetune
     seed: int
+    batch: int = 500
+    """images at a time that are only looked at"""
 
     @property
     def crop(self) -> int:
@@ -86,7 +88,7 @@ class Task:
         net = build_image_net(m.preset, m.shape)  # its weights are drawn from torch's own generator, as dropout is
         if pretrained:
             net.load_state_dict(m.net.state_dict())
-        x = centred(self.train.x[: self.options.batch_size], m.device)
+        x = pixels(self.train.x[: self.options.batch_size], m.device)
         return Classifier(net.to(m.device), len(self.train.classes), x)
 
 
@@ -95,7 +97,7 @@ def run(work: Work, options: Finetune) -> dict[str, Any]:
     check(options)
     m = work.model
     train, test = splits(work, options.labels)
-    task = Task(m, train, test, options, work.asked.seed)
+    task = Task(m, train, test, options, work.asked.seed, work.asked.batch)
     steps, limit = wanted_steps(options, len(train.x))
     if limit:
         steps = min(steps, fitting(task, limit))
@@ -208,7 +210,7 @@ def fitting(task: Task, minutes: float) -> int:
     trial, device = task.classifier(False), task.model.device
     update = updates(task, trial, True, lambda k: task.options.lr)
     warm = [seconds(lambda k=k: update(k), device) for k in range(13)][3:]
-    looks = POINTS * seconds(lambda: right(trial, task.test, CURVE, device), device)
+    looks = POINTS * seconds(lambda: right(trial, task, CURVE), device)
     return max(1, int((60 * minutes - looks) / float(np.median(warm))))
 
 
@@ -260,13 +262,13 @@ def learn(
             loss = total.item() / (k + 1 - since)
             if not math.isfinite(loss):
                 raise Fault(f"the classifier's loss is not finite at step {k + 1} ({loss}); lower --lr")
-            curve.append(right(classifier, task.test, CURVE, device) / min(CURVE, len(task.test.x)))
+            curve.append(right(classifier, task, CURVE) / min(CURVE, len(task.test.x)))
             losses.append(loss)
             total, since = torch.zeros((), device=device), k + 1
             tell(k + 1, f"accuracy {curve[-1]:.3f}")
         elif k % 10 == 0:
             tell(k + 1, "")
-    final = right(classifier, task.test, len(task.test.x), device)
+    final = right(classifier, task, len(task.test.x))
     return np.stack([curve, losses, np.full(len(at), float(final))])
 
 
@@ -276,22 +278,23 @@ def checkpoints(steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def right(classifier: Classifier, test: Images, most: int, device: torch.device) -> int:
+def right(classifier: Classifier, task: Task, most: int) -> int:
     """How many of the first `most` test images the classifier is right on."""
+    test = task.test
     assert test.y is not None
     classifier.eval()
     hits = 0
-    for part in batches(min(most, len(test.x)), 500):
-        guess = classifier(centred(test.x[part], device)).argmax(1).cpu().numpy()
+    for part in batches(min(most, len(test.x)), task.batch):
+        guess = classifier(pixels(test.x[part], task.model.device)).argmax(1).cpu().numpy()
         hits += int((guess == test.y[part]).sum())
     classifier.train()
     return hits
 
 
-def centred(images: np.ndarray, device: torch.device) -> Float[Tensor, "b c h w"]:
-    """uint8 (N, H, W, C) -> pixels at the centre of their bin, (u + ½) / 256."""
-    x = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2)
-    return (x.float() + 0.5) / 256
+def pixels(images: np.ndarray, device: torch.device) -> Float[Tensor, "b c h w"]:
+    """uint8 (N, H, W, C) -> pixels at the centre of their bin."""
+    x = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
+    return centred(x.permute(0, 3, 1, 2))
 
 
 def draw(out: Path, at: list[int], curves: Float[np.ndarray, "4 points"]) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from .. import ranks
 from ..compose import tempered
-from ..data import Images, dequantise, quantise
+from ..data import Images, MissingSplit, dequantise, quantise
 from ..energy import Energy
 from ..errors import Fault, InputError
 from ..inputs import matches
@@ -39,7 +39,15 @@ def run(work: Work, options: Likelihood) -> dict[str, Any]:
     work = replace(work, model=in_float32(work.model))
     m, screen = work.model, work.screen
     condition = the_condition(work, options.label)
-    splits = {split: work.images(split, options.n) for split in ("train", "test")}
+    splits = {"train": work.images("train", options.n)}
+    try:
+        splits["test"] = work.images("test", options.n)
+    except MissingSplit:
+        if work.first:
+            work.screen.say(
+                f"{splits['train'].name} has no test split: bits per dimension are of images it learned from"
+            )
+    measured = list(splits)[-1]
     for images in splits.values():
         check_labels(m, images)
     steps = m.preset.sample_steps if options.steps is None else options.steps
@@ -58,7 +66,7 @@ def run(work: Work, options: Likelihood) -> dict[str, Any]:
     forwards, backwards = partition.end(up.log_w), partition.end(down.log_w, backwards=True)
     low, high = partition.span(forwards, backwards)
     doubts = partition.doubts(forwards, backwards, up, down)
-    members = of_condition(splits["test"], condition)
+    members = of_condition(splits[measured], condition)
     nats = dequantised_energies(work, E, members)
     d = math.prod(m.shape.image)
     if work.first:
@@ -80,7 +88,7 @@ def run(work: Work, options: Likelihood) -> dict[str, Any]:
             "above_with_97.5_percent": rounded(forwards.log_z - math.log(40)),
             "effective_chains": {"forwards": rounded(forwards.effective), "backwards": rounded(backwards.effective)},
         },
-        "bits_per_dim": bits(nats, low, high, d),
+        "bits_per_dim": bits(nats, low, high, d) | {"split": measured},
         "doubts": doubts,
         "note": "backwards starts from the model's own samples, which are only near e^(-E/T): that end is an estimate",
         "pilot": {
@@ -121,7 +129,8 @@ def in_float32(m: Model) -> Model:
 
 
 def the_condition(work: Work, label: str | None) -> np.ndarray | None:
-    """What log Z(y) is bracketed at: one class; of a model of latents, the given ones or the first test image's."""
+    """What log Z(y) is bracketed at: one class; of a model of latents, the given ones or the first test image's (train,
+    where there is no other)."""
     m = work.model
     if label is not None:
         return m.condition(label)
@@ -129,7 +138,7 @@ def the_condition(work: Work, label: str | None) -> np.ndarray | None:
         return None
     if m.shape.classes:
         return np.array(0, np.int64)
-    images = work.images("test", 1)
+    images = work.images(most=1)
     check_labels(m, images)
     assert images.y is not None
     return images.y[0]

@@ -54,6 +54,10 @@ def run(work: Work, options: Ood) -> dict[str, Any]:
         raise InputError(f"--n {options.n}: give at least 2 images")
     if not options.against:
         raise InputError("--against names no set: give data sets, folders or constant, uniform, interpolation")
+    if options.score == "gradient-norm" and work.model.shape.latents:
+        raise InputError(
+            f"--score gradient-norm is at the label with the lowest E, and {work.model.name} has no labels"
+        )
     m, baselines = work.model, open_baselines(work, options.baselines)
     test = work.images(most=options.n)
     others, left_out = other_sets(work, options, test)
@@ -138,7 +142,8 @@ def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images
 
 def called(spec: str) -> str:
     """What a set is called in tables and figures: a folder or file without the way to it."""
-    return spec if spec in NAMES or spec.startswith("hf:") else Path(spec).stem
+    name = Path(spec).name
+    return spec if spec in NAMES or spec.startswith("hf:") else name.removesuffix(".npz").removesuffix(".npy") or spec
 
 
 def model_scores(work: Work, images: Images, score: str, step: Any) -> np.ndarray:

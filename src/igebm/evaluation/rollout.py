@@ -53,7 +53,7 @@ def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None,
                 "trained_with_seed": m.facts.get("seed"),
                 "step": m.step,
                 "mse": [round(float(v), 6) for v in e.mean(0)],
-                "standard_error": [round(float(v), 6) for v in e.std(0, ddof=1) / np.sqrt(len(e))],
+                "standard_error": standard_error(e),
             }
             for m, e in zip(models, errors, strict=True)
         ],
@@ -64,6 +64,13 @@ def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None,
         "kinds": {kind: summary([errors[i].mean(0) for i in members]) for kind, members in kinds.items()},
         "figures": ["rollout.png", *(["rollout.gif"] if moving else [])],
     }
+
+
+def standard_error(errors: Float[np.ndarray, "n t"]) -> list[float] | None:
+    """Of the mean over windows, after each state; None where there is one window."""
+    if len(errors) < 2:
+        return None
+    return [round(float(v), 6) for v in errors.std(0, ddof=1) / np.sqrt(len(errors))]
 
 
 def of_one_kind(models: list[Forecaster]) -> dict[str, list[int]]:

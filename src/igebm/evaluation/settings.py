@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..presets import Sampler
+
 
 @dataclass(frozen=True)
 class Common:
@@ -25,7 +27,7 @@ class Common:
     """leave out images that cannot be read, instead of refusing the folder"""
     seed: int = 0
     batch: int = 128
-    """images or chains at a time"""
+    """images or chains at a time, as memory has room"""
     inception: Path | None = None
     """the 2015 Inception network, inception-2015-12-05.pt; default: $IGEBM_INCEPTION or the data folder. Without it a
     classifier trained on the data serves, and no number is called IS or FID"""
@@ -35,18 +37,6 @@ class Common:
     """do the experiment although its result is there"""
     json: bool = False
     """NAME.json to stdout, instead of its numbers as text; of `all` an object with each by its name"""
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A chain's settings that differ from the model's own."""
-
-    step_size: float | None = None
-    """what multiplies the gradient; default: the model's"""
-    noise: float | None = None
-    """standard deviation of the noise; default: the model's"""
-    clip: float | None = None
-    """bound of each entry of the chain's gradient (0: none); default: the model's"""
 
 
 @dataclass(frozen=True)
@@ -192,6 +182,7 @@ class Finetune:
     steps: int | None = None
     """iterations of each of the four; default: 30 passes over the labelled images, at least 300"""
     batch_size: int = 128
+    """labelled images of a training step"""
     lr: float = 1e-3
     """of Adam at the start; a cosine takes it to 0"""
     labels: int = 0

@@ -10,6 +10,7 @@ from PIL import Image
 from ..data import quantise
 from ..errors import Fault, InputError
 from ..files import whole
+from ..ranks import batches
 from ..report import figures
 from ..report.plots import grid
 from ..samplers import run as run_chain
@@ -24,24 +25,26 @@ def run(work: Work, options: Trajectory) -> dict[str, Any]:
     if n < 1 or steps < 1 or options.frames < 2:
         raise InputError(f"--n {n} --steps {steps} --frames {options.frames}: give at least 1, 1 and 2")
     labels = labels_in_turn(m, n, options.label)
-    y = None if labels is None else torch.as_tensor(labels, device=m.device)
-    generator = work.generator(0)
-    x = torch.rand((n, *m.shape.image), generator=generator, device=m.device)
-    E = m.given(y)
-    with torch.no_grad():
-        energies, stills = [E(x)], {0: pixels(x)}
     shown = {round(i * steps / (options.frames - 1)) for i in range(options.frames)}
     moving = {round(i * steps / 60) for i in range(61)}  # an animation of at most 61 pictures
+    path = np.empty((steps + 1, n), np.float32)
+    stills = {k: np.empty((n, m.shape.height, m.shape.width, m.shape.channels), np.uint8) for k in shown | moving}
+    for part in batches(n, work.asked.batch):
+        E = m.given(None if labels is None else torch.as_tensor(labels[part], device=m.device))
+        generator = work.generator(part.start)
+        x = torch.rand((part.stop - part.start, *m.shape.image), generator=generator, device=m.device)
+        energies = []
 
-    def keep(k: int, state, info) -> None:
-        with torch.no_grad():
-            energies.append(E(state.x))
-        if k in shown | moving:
-            stills[k] = pixels(state.x)
-        work.screen.step(k, steps)
+        def keep(k: int, x: torch.Tensor, E=E, energies=energies, part=part) -> None:
+            with torch.no_grad():
+                energies.append(E(x).float())
+            if k in stills:
+                stills[k][part] = pixels(x)
+            work.screen.step(part.start * steps + k * (part.stop - part.start), n * steps)
 
-    run_chain(kernel(m, options), E, x, steps, generator, keep)
-    path = torch.stack(energies).float().cpu().numpy()  # (steps + 1, n)
+        keep(0, x)
+        run_chain(kernel(m, options), E, x, steps, generator, lambda k, state, _, keep=keep: keep(k, state.x))
+        path[:, part] = torch.stack(energies).cpu().numpy()
     if not np.isfinite(path).all():
         raise Fault(f"a chain of {m.name} left the numbers; lower --step-size")
     if work.first:

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import model, ranks, terminal
+from .. import model, presets, ranks, terminal
 from ..circumstances import circumstances
-from ..data import Images
+from ..data import Images, centred
 from ..errors import Fault, InputError
 from ..files import write_json
 from ..inputs import load_split
 from ..model import Model
+from ..presets import Sampler
 from ..runtime import Runtime
 from ..samplers import Kernel
 from ..terminal import Screen, Step
-from .settings import EXPERIMENTS, QUICK, QUICK_CLASSIFIER, Common, Sampler
+from .settings import EXPERIMENTS, QUICK, QUICK_CLASSIFIER, Common
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Work:
 
     def tensor(self, images: np.ndarray) -> Tensor:
         """uint8 (N, H, W, C) -> float (N, C, H, W) on the model's device, at the centre of each pixel's bin."""
-        return (self.bytes(images).float() + 0.5) / 256
+        return centred(self.bytes(images))
 
     def bytes(self, images: np.ndarray) -> Tensor:
         """uint8 (N, H, W, C) -> uint8 (N, C, H, W) on the model's device."""
@@ -84,17 +85,12 @@ def meter(step: Step, total: int) -> Callable[..., None]:
 
 def kernel(m: Model, sampler: Sampler) -> Kernel:
     """The model's chain with what `sampler` says otherwise."""
-    return model.build_kernel(replace(m.preset, **chain_settings(m, sampler)))
+    return model.build_kernel(presets.stepped(m.preset, sampler))
 
 
 def chain_settings(m: Model, sampler: Sampler) -> dict[str, float]:
-    """The chain's step size, noise and clip, for `kernel` and for the record."""
-    own = {"step_size": m.preset.step_size, "noise": m.preset.noise, "clip": m.preset.clip}
-    said = {name: getattr(sampler, name) for name in own}
-    bad = [name for name, value in said.items() if value is not None and not 0 <= value < float("inf")]
-    if bad:
-        raise InputError(f"--{bad[0].replace('_', '-')} {said[bad[0]]}: a number of at least 0 is wanted")
-    return own | {name: float(value) for name, value in said.items() if value is not None}
+    """The chain's step size, noise and clip, for the record."""
+    return presets.chain(presets.stepped(m.preset, sampler))
 
 
 def labels_in_turn(m: Model, n: int, label: str | None = None) -> np.ndarray | None:
@@ -112,7 +108,8 @@ def names_of(m: Model, y: np.ndarray | None) -> list[str]:
 def folder_of(where: str) -> Path:
     """Where the evaluation of MODEL goes without --out."""
     path = Path(where)
-    return path / "evaluation" if path.is_dir() else Path("evaluation") / model.called(where)
+    a_run = path.is_dir() and model.find(where).parent == path  # not a folder that is called as a bundled model is
+    return path / "evaluation" if a_run else Path("evaluation") / model.called(where)
 
 
 def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,7 +99,8 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
     tensorboard = board.opened(folder if first else None, state.step, watcher.say)
     start, reason, saved = time.perf_counter(), "done", state.step if (folder / MODEL).exists() else -1
     worth_keeping = not state.outside  # what lies in the folder; a run may have been ended while it went wrong
-    with log:
+    with log, ExitStack() as at_the_end:
+        at_the_end.callback(lambda: tensorboard and tensorboard.close())
         while state.step < p.steps:
             # Draw, sample, update, average
             try:
@@ -148,8 +150,6 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
                 roll_back(state, fault, folder, log, watcher)
                 worth_keeping = True
             save_all(folder, state, runtime, log, worth_keeping)
-    if tensorboard is not None:
-        tensorboard.close()
     return Outcome(reason, state.step, time.perf_counter() - start)
 
 

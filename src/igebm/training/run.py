@@ -1,6 +1,5 @@
 """A run and its folder: start one, go on with one, one process at a time."""
 
-import hashlib
 import os
 import platform
 import signal
@@ -10,21 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from .. import __version__, data, forecast, model, presets, ranks, terminal
 from ..circumstances import commit, cpu_name
 from ..data import Images, Loader
+from ..data.fingerprint import fingerprint, same_data
 from ..data.images import existing
 from ..data.named import NAMES
 from ..data.series import Series, Windows, statistics
 from ..data.sources import load_series
-from ..diagnostics import temperature
 from ..errors import InputError
-from ..files import free_folder, located, what_is, writable_folder, write_json
+from ..files import located, new_folder, what_is, writable_folder, write_json
+from ..forecast import Forecaster
 from ..limits import affordable
 from ..presets import Preset, Trainer
 from ..report.found import read_json
@@ -49,6 +48,40 @@ def new(
 ) -> tuple[Outcome, Path]:
     """Train a new model by `preset` into `out` (default: the next free runs/NAME). Raises InputError before any work
     is done."""
+    opened = open_all(name, preset, machine, out, init_from, data_dir, skip_bad)
+    state, loader = begin(opened)  # refused before the folder is made
+    runtime, folder = opened.runtime, open_folder(name, out)
+    with alone(folder):
+        if ranks.rank() == 0:
+            holds_no_run(folder)  # once more, now that nobody else can start one here
+        write_preset(folder, state, runtime)
+        states.save_checkpoint(folder, state, runtime)  # something to go back to from the first step on
+        return finish(state, loader, folder, runtime), folder
+
+
+class Opened(NamedTuple):
+    """What a new run is made of."""
+
+    preset: Preset
+    """as the data have settled it"""
+    images: Images | Series
+    shape: Shape | SeriesShape
+    runtime: Runtime
+    source: model.Model | Forecaster | None
+    """what the weights come from, where not from the seed"""
+    facts: dict[str, Any]
+
+
+def open_all(
+    name: str,
+    preset: Preset,
+    machine: Trainer,
+    out: Path | None = None,
+    init_from: str | None = None,
+    data_dir: Path | None = None,
+    skip_bad: bool = False,
+) -> Opened:
+    """Everything that a new run reads. Raises InputError for what is not there or cannot be."""
     presets.checked(preset)
     if out is not None:
         holds_no_run(out)
@@ -57,21 +90,21 @@ def new(
     source = (forecast.load(init_from) if series else model.load(init_from)) if init_from else None
     images = open_data(preset, data_dir, skip_bad)
     preset = settled(name, preset, images)
-    shape = shape_of(preset, images)
-    # Refused before the folder is made: what does not fit the memory, a network, crops or weights that do not fit.
+    facts = {"preset": name, "seed": preset.seed, "data": fingerprint(images)}
+    facts |= {"skip_bad": True} if skip_bad else {}
+    return Opened(preset, images, shape_of(preset, images), runtime, source, facts)
+
+
+def begin(opened: Opened) -> tuple[TrainState, Loader | Windows]:
+    """The run's start, and its data. Raises InputError for what does not fit the memory, and for a network, crops or
+    weights that do not fit."""
+    preset, images, shape, runtime, source, facts = opened
     fits_memory(preset, shape, runtime)
     loader = open_loader(preset, images, runtime)
-    facts = {"preset": name, "seed": preset.seed, "data": fingerprint(images)}
-    state = states.start(preset, shape, runtime, facts | ({"skip_bad": True} if skip_bad else {}))
+    state = states.start(preset, shape, runtime, facts)
     if source is not None:
         states.init_from(state, source)
-    folder = open_folder(name, out)
-    with alone(folder):
-        if ranks.rank() == 0:
-            holds_no_run(folder)  # once more, now that nobody else can start one here
-        write_preset(folder, state, runtime)
-        states.save_checkpoint(folder, state, runtime)  # something to go back to from the first step on
-        return finish(state, loader, folder, runtime), folder
+    return state, loader
 
 
 def resume(
@@ -338,21 +371,12 @@ def check_data(state: TrainState, images: Images | Series, folder: Path, step: i
             f"{folder} was trained on {described(state.shape)}; now the data are {described(here)}: give those it had"
         )
     had, now = [state.facts.get("data", {}), *state.facts.get("data_since", [])], fingerprint(images)
-    if any(had[-1].get(part) != now[part] for part in ("images", "sha256")):  # the name may be spelled another way
+    if not same_data(had[-1], now):
         said = [f"{d.get('name')}: {d.get('images')} items, {d.get('sha256')}" for d in (had[-1], now)]
         terminal.say(
             f"the data, or their order, are not those that {folder} had ({said[0]}; from step {step} {said[1]})"
         )
         state.facts = state.facts | {"data_since": [*had[1:], now | {"step": step}]}
-
-
-def fingerprint(images: Images | Series) -> dict[str, Any]:
-    """What tells a data set from another: its name, count and a hash of about 1,000 of its items and all labels."""
-    h = hashlib.sha256()
-    h.update(np.ascontiguousarray(images.x[:: max(1, len(images.x) // 1000)]).tobytes())
-    y = images.y if isinstance(images, Images) else None
-    h.update(b"" if y is None else np.ascontiguousarray(y).tobytes())
-    return {"name": images.name, "images": len(images.x), "sha256": h.hexdigest()[:16]}
 
 
 def open_folder(name: str, out: Path | None) -> Path:
@@ -382,18 +406,6 @@ def holds_no_run(folder: Path) -> None:
         )
 
 
-def new_folder(wanted: Path) -> Path:
-    """Make `wanted`, or the first of wanted-2, wanted-3, ... that nobody else has made."""
-    while True:
-        folder = free_folder(wanted)
-        try:
-            writable_folder(folder.parent)
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            continue  # made by another process since
-
-
 def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:
     """DIR/preset.json: the settings and their circumstances."""
     return {
@@ -402,7 +414,7 @@ def describe(state: TrainState, runtime: Runtime) -> dict[str, Any]:
         "command": ["igebm", *sys.argv[1:]],
         "versions": {"igebm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "commit": commit(),
-        "temperature": temperature(state.preset.step_size, state.preset.noise),
+        "temperature": model.temperature(state.preset),
         "machine": {
             "system": platform.platform(),
             "cpu": cpu_name(),

@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 from gradio import themes
 
-from .. import terminal
+from .. import presets, terminal
 from ..data import Images
 from ..data.latents import on_circle
 from ..errors import Fault, InputError
@@ -315,7 +315,9 @@ def repairing(served: Served, model: gr.Dropdown) -> None:
         shown = result("repair", "Take an image, paint over a part of it, and have it filled in.")
         with gr.Column(elem_classes="more"):
             found = conditions(served, model, OPEN, "repair")
-            inputs = settings(work.defaults(first, repair_steps(first)), "repair", "Different fillings", 4)
+            inputs = settings(
+                work.defaults(first, presets.filling_steps(first.preset)), "repair", "Different fillings", 4
+            )
     taken = [original, canvas, hint]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     moment = lambda: note("One moment …")
@@ -323,7 +325,7 @@ def repairing(served: Served, model: gr.Dropdown) -> None:
     own.upload(moment, None, hint, queue=False, **quiet).then(upload, [model, own], taken, **quiet)
     if len(served.models) > 1:
         model.change(lambda: (None, None, note(FIRST)), None, taken, queue=False, api_visibility="private")
-    follow(served, model, inputs, repair_steps)
+    follow(served, model, inputs, lambda m: presets.filling_steps(m.preset))
     run_by(go, stop, repair, [model, original, canvas, *every(found), *inputs], shown, "repair")
 
 
@@ -443,10 +445,6 @@ def opening(models: dict[str, Model], options: list[str]) -> list[tuple[str, flo
     else:
         rows = [("and", 1.0, options[0])]
     return rows + [("and", 1.0, "")] * (ROWS - len(rows))
-
-
-def repair_steps(m: Model) -> int:
-    return 10 * m.preset.chain_steps  # as evaluation.restoration does
 
 
 def result(key: str, words: str) -> gr.HTML:

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from .. import terms
-from ..data import Images, quantise
+from ..compose import product
+from ..data import Images, centred, quantise
 from ..data.decode import MOST_PIXELS, Picture, decode, opened
 from ..data.latents import on_circle, spread
 from ..energy import Energy
@@ -154,7 +155,7 @@ def repair(
         raise InputError("nothing is painted, so nothing is to be filled: paint over a part of the image")
     row = None if condition is None else torch.as_tensor(m.condition(condition), device=m.device)
     E = m.given(None if row is None else row.expand(chain.n, *row.shape))
-    known = ((torch.from_numpy(picture.copy()).permute(2, 0, 1).float() + 0.5) / 256).to(m.device)
+    known = centred(torch.from_numpy(picture.copy()).permute(2, 0, 1)).to(m.device)
     known = known.expand(chain.n, *m.shape.image)
     mask = torch.from_numpy(hole).to(m.device)
     x, generator = noise(m, chain)
@@ -199,7 +200,8 @@ def combine(parsed: Sequence[Term], models: Mapping[str, Model], chain: Chain) -
     """A chain from noise on the terms' energy, stepping as the first term's model does (`igebm compose`)."""
     chain = checked(chain)
     m = models[parsed[0].source]
-    E = terms.composed(parsed, [terms.bound(term, models[term.source], chain.n, m) for term in parsed])
+    Es = [terms.bound(term, models[term.source], chain.n, m) for term in parsed]
+    E = product(*terms.factors(parsed, Es))
     x, generator = noise(m, chain)
     yield from frames(kernel_of(m, chain), E, x, chain.steps, generator)
 

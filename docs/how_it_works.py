@@ -112,7 +112,7 @@ def energies(e: Tensor, out: Path) -> None:
 
 def chains(E: Callable[[Tensor], Tensor], look: Look, out: Path, steps: int) -> dict[str, Any]:
     """Three chains step by step, and where 2,000 of them end, beside data: moments, and the share on the moon at the
-    right, which is the nearer of the two half circles."""
+    right, which is the nearer of the two half circles; beside it what exp(-E) has there, added up over the plane."""
     g = torch.Generator().manual_seed(1)
     path = []
     run(KERNEL, E, torch.randn(3, 2, generator=g), 600, g, lambda k, state, _: path.append(state.x.clone()))
@@ -130,20 +130,27 @@ def chains(E: Callable[[Tensor], Tensor], look: Look, out: Path, steps: int) -> 
     figures.save(figure, out, "how-chains", kinds=("png",))
     with torch.no_grad():
         e = {"of data": E(data), "of N(0, 1)": E(torch.randn(2_000, 2, generator=g))}
+        plane = torch.cartesian_prod(X, Y)
+        p = torch.softmax(-E(plane), 0)
     return {
-        of: {"mean": rounded(x.mean(0)), "standard deviation": rounded(x.std(0)), "share on the right": on_the_right(x)}
+        of: {"mean": rounded(x.mean(0)), "standard deviation": rounded(x.std(0))}
+        | {"share on the right": round(on_the_right(x).mean().item(), 3)}
         for of, x in (("data", data), ("samples", ends))
-    } | {"mean energy": {of: round(values.mean().item(), 3) for of, values in e.items()}}
+    } | {
+        "exp(-E)": {"share on the right": round((p * on_the_right(plane)).sum().item(), 3)},
+        "mean energy": {of: round(values.mean().item(), 3) for of, values in e.items()},
+    }
 
 
 def rounded(x: Tensor) -> list[float]:
     return [round(v, 3) for v in x.tolist()]
 
 
-def on_the_right(x: Tensor) -> float:
+def on_the_right(x: Tensor) -> Tensor:
+    """1 for each point that is nearer to the right moon's half circle, else 0."""
     t = torch.linspace(0, math.pi, 200)
     left, right = torch.stack([t.cos(), t.sin()], 1), torch.stack([1 - t.cos(), 0.5 - t.sin()], 1)
-    return round((torch.cdist(x, right).amin(1) < torch.cdist(x, left).amin(1)).float().mean().item(), 3)
+    return (torch.cdist(x, right).amin(1) < torch.cdist(x, left).amin(1)).float()
 
 
 def digits(out: Path, steps: int, frames: int = 36) -> None:

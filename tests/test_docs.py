@@ -361,14 +361,16 @@ def test_numbers_on_the_models_in_the_box_are_those_of_the_files():
     auroc = json.loads((HERE / "results" / "baselines-cifar10.json").read_text())["auroc"]
     names = ("dtd", "constant", "uniform", "interpolation", "cifar100")
     kinds = ("glow", "pixelcnn")
+    ours = json.loads((HERE / "results" / "cifar10-cond-evaluation" / "ood.json").read_text())["numbers"]["auroc"]
     wanted = [
-        [f"{auroc[kind][name]:.2f}" for kind in kinds]
+        [f"{ours[name]['auroc']:.2f}"]
+        + [f"{auroc[kind][name]:.2f}" for kind in kinds]
         + [f"{PAPER[name][kind]:.2f}" if name in PAPER else "" for kind in kinds]
         for name in names
     ]
-    start = page.index("| AUROC, test images against | Glow |")
+    start = page.index("| AUROC, test images against | `cifar10-cond` | Glow |")
     rows = page[start : page.index("\n\n", start)].splitlines()[2:]
-    assert [[cell.strip() for cell in row.split("|")[2:6]] for row in rows] == wanted
+    assert [[cell.strip() for cell in row.split("|")[2:7]] for row in rows] == wanted
     card = json.loads((HERE / "src" / "igebm" / "pretrained" / "cifar10-cond.json").read_text())
     (row,) = card["quality"]["rows"]
     read_as, words = f"{100 * row['accuracy']:.0f} %", lambda text: " ".join(text.split())
@@ -389,11 +391,11 @@ def test_numbers_on_the_models_in_the_box_are_those_of_the_files():
 
 @pytest.mark.parametrize("name", ["avx512-bf16", "avx2", "amx", "h100"])
 def test_speeds_are_those_of_the_files(name):
-    """README's tables of `igebm bench`: each row's numbers, as rounded there, are one row of the file that is linked
+    """The tables of `igebm bench` in docs/speed.md: each row's numbers, as rounded there, are one row of the file named
     before it; and the shares outside the work."""
     found = json.loads((HERE / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
-    page = (HERE / "README.md").read_text(encoding="utf-8")
-    rows = page[page.index(f"(benchmarks/results/{name}.json)") :].split("\n\n")[1].splitlines()[2:]
+    page = (HERE / "docs" / "speed.md").read_text(encoding="utf-8")
+    rows = page[page.index(f"`benchmarks/results/{name}.json`") :].split("\n\n")[1].splitlines()[2:]
     assert len(rows) == (4 if name == "h100" else 8)
     for row in rows:
         what, *cells = (cell.strip() for cell in row.strip("|").split("|"))
@@ -415,8 +417,27 @@ def test_speeds_are_those_of_the_files(name):
         low, high = re.search(r"Of an iteration ([0-9.]+) to ([0-9.]+) % are spent outside", page).groups()
         assert all(float(low) <= round(share, 1) <= float(high) for share in outside)
     else:
-        said = "Of such an iteration {:.1f} and {:.1f} %" if name == "amx" else "in batches of 32 {:.0f} to {:.0f} %"
+        said = (
+            "Of such an iteration {:.1f} and {:.1f} %" if name == "amx" else "in batches of 32 it is {:.0f} to {:.0f} %"
+        )
         assert said.format(*outside) in page
+
+
+def test_speeds_in_short_are_those_of_the_files():
+    """README's table: a machine a row, at width 128."""
+    page = (HERE / "README.md").read_text(encoding="utf-8")
+    start = page.index("| | Langevin step, times faster |")
+    rows = [row.split("|")[2:5] for row in page[start : page.index("\n\n", start)].splitlines()[2:]]
+    for name, row in zip(("avx512-bf16", "avx2", "amx", "h100"), rows, strict=True):
+        found = json.loads((HERE / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
+        found = [r for r in found if r.get("width") == 128 and (r["batch"] == 128 or name != "h100")]
+        of = lambda what, found=found: [r for r in found if r["what"] == what]
+        between = lambda values, digits: " to ".join(sorted({f"{v:.{digits}f}" for v in values}, key=float))
+        assert [cell.strip() for cell in row] == [
+            between([r["speedup"] for r in of("langevin step")], 1),
+            between([r["speedup"] for r in of("training iteration")], 1),
+            f"{between([r['ratio'] for r in of('peak memory of a chain')], 2)} of it",
+        ]
 
 
 def test_orders_of_cost_are_those_of_the_file():
@@ -424,8 +445,8 @@ def test_orders_of_cost_are_those_of_the_file():
     found = json.loads((HERE / "benchmarks" / "results" / "scaling.json").read_text())["rows"]
     slope = {name: f"{row['slope']:.2f}" for name, row in found.items()}
     assert (
-        "steps to the power of {steps} and with the number of composed energies to that of {energies}; "
-        "with its batch, its side and its width to {batch}, {size} and {width}"
+        "steps (exponent {steps}) and to the number of composed energies ({energies}). "
+        "With its batch, its side and its width it grows by exponents of {batch}, {size} and {width}"
     ).format(**slope) in page
 
 
@@ -523,8 +544,9 @@ def test_what_chains_on_the_moons_miss_is_as_the_page_says():
     """The moments of the page's own run: close to the data's but for the share on the right, which it quotes."""
     page = (HERE / "docs" / "how-it-works.md").read_text(encoding="utf-8")
     found = json.loads((HERE / "results" / "how-it-works.json").read_text())
-    share = {of: f"{100 * found[of]['share on the right']:.0f} %" for of in ("samples", "data")}
-    assert f"{share['samples']} of them end on the moon at the right" in " ".join(page.split())
+    share = {of: f"{100 * found[of]['share on the right']:.0f} %" for of in ("samples", "data", "exp(-E)")}
+    assert f"exp(-E) has {share['exp(-E)']} there" in " ".join(page.split())
+    assert f"{share['samples']} of those above end on the moon at the right" in " ".join(page.split())
     assert f"{share['data']} of the data" in " ".join(page.split())
     assert found["samples"]["standard deviation"] == pytest.approx(found["data"]["standard deviation"], abs=0.1)
     assert found["mean energy"]["of data"] < found["mean energy"]["of N(0, 1)"] - 1
@@ -649,3 +671,7 @@ def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path):
             r'<(?:script|img)[^>]*src="(https?:[^"]*)|<link[^>]*href="(https?:[^"]*)', page.read_text()
         )
         assert not fetched, page
+        # What a page leads to, or shows, is in the site.
+        for target in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text()):
+            if not re.match("[a-z]+:|//", target):
+                assert (page.parent / target).exists() or target.startswith("/"), f"{page.name} leads to {target}"

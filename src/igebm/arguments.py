@@ -281,7 +281,7 @@ class Restore:
 class Serve:
     """A page to play with models: watch chains, repair images, combine energies, compare an image with the data.
 
-    It needs pip install 'igebm[web]'. Nothing that it shows or is given leaves this machine.
+    It needs pip install '.[web]'. Nothing that it shows or is given leaves this machine.
     """
 
     machine: OmitArgPrefixes[Machine]
@@ -343,7 +343,7 @@ class BaselineOf:
 
     settings: OmitArgPrefixes[baselines.Settings]
     kind: Annotated[Positional[str], arg(metavar="KIND")] = ""
-    """glow (needs pip install 'igebm[baselines]') or pixelcnn"""
+    """glow (needs pip install '.[baselines]') or pixelcnn"""
     out: Path | None = None
     """run folder; default: the next free runs/KIND-DATA"""
     resume: Path | None = None

@@ -80,4 +80,4 @@ def library() -> ModuleType:
     try:
         return importlib.import_module("normflows")
     except ImportError as error:
-        raise InputError(f"glow needs the package normflows ({error}): pip install 'igebm[baselines]'") from error
+        raise InputError(f"glow needs the package normflows ({error}): pip install '.[baselines]'") from error

@@ -29,8 +29,9 @@ class Common:
     batch: int = 128
     """images or chains at a time, as memory has room"""
     inception: Path | None = None
-    """the 2015 Inception network, inception-2015-12-05.pt; default: $IGEBM_INCEPTION or the data folder. Without it a
-    classifier trained on the data serves, and no number is called IS or FID"""
+    """the 2015 Inception network, inception-2015-12-05.pt; default: $IGEBM_INCEPTION, or the data folder, where it is
+    downloaded to (96 MB). Where it cannot be had a classifier trained on the data serves, and no number is called IS or
+    FID"""
     classifier_steps: int | None = None
     """train the data's classifier for no more than these; default: 8 passes over large sets, 30 over small ones"""
     again: bool = False

@@ -1,4 +1,4 @@
-"""A run for TensorBoard, where it is installed (`pip install 'igebm[track]'`, then `tensorboard --logdir runs`): the
+"""A run for TensorBoard, where it is installed (`pip install '.[track]'`, then `tensorboard --logdir runs`): the
 numbers of metrics.jsonl, histograms of energies and the buffer's grids, in the run's folder `tensorboard`.
 
 A fault in writing them ends the pictures and not the run, whose own log is metrics.jsonl.

@@ -25,7 +25,7 @@ MOST_BYTES = 10 * 2**20
 def serve(asked: Serve) -> None:
     """Opens the page and waits; ends by Ctrl-C (KeyboardInterrupt). Raises InputError before anything is loaded."""
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("the page needs gradio: pip install 'igebm[web]'")
+        raise InputError("the page needs gradio: pip install '.[web]'")
     password = password_for(asked.host, asked.user)
     port = free_port(asked.host, asked.port)
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):

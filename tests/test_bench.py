@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from igebm import runtime
+from igebm import presets, runtime
 from igebm.benchmarks import reference, speed
 from igebm.data import Images, Loader
 from igebm.errors import Fault
@@ -18,6 +18,7 @@ from igebm.nets.layers import power_iteration
 from igebm.presets import Trainer
 from igebm.training import loop
 from igebm.training import state as states
+from igebm.training.cost import cost
 from igebm.training.loop import train_step
 
 CPU = runtime.Runtime(torch.device("cpu"), torch.float32, torch.float32, False, 1, "as the test says")
@@ -36,6 +37,20 @@ def flop_by_hand(width: int) -> int:
     five = 9 * 4 * w * w * 8**2 + 16 * 4 * w * w * 4**2
     six = 2 * 9 * 4 * w * w * 4**2
     return 2 * 2 * (stem + one + two + three + four + five + six + 2 * w)
+
+
+def test_a_dry_run_counts_what_is_counted_by_hand():
+    """Chain steps, the update on data and samples, and one label more for each of --label-candidates, which shares what
+    comes before the first gain."""
+    p, shape = replace(presets.named("cifar10-cond"), width=8, batch=3), Shape(3, 32, 32, tuple("abcdefghij"))
+    plain, asked = cost(p, shape), cost(replace(p, label_weight=0.2, label_candidates=2), shape)
+    assert plain["flop_per_image_and_chain_step"] == flop_by_hand(8)
+    # An update's backward pass goes to the weights as well as to the activations: half as much again and no more.
+    assert 1.4 * flop_by_hand(8) < plain["flop_per_image_and_update"] <= 1.5 * flop_by_hand(8)
+    assert plain["flop_per_iteration"] == 3 * (60 * flop_by_hand(8) + 2 * plain["flop_per_image_and_update"])
+    more = (asked["flop_per_iteration"] - plain["flop_per_iteration"]) / (3 * 2)
+    stem, first = 9 * 3 * 8 * 32**2, 9 * 8 * 8 * 32**2  # the stem's gradient goes to its weights alone
+    assert more == pytest.approx(plain["flop_per_image_and_update"] - 2 * (2 * stem + 3 * first), rel=0.02)
 
 
 def test_a_whole_benchmark_adds_up(tmp_path):

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,17 @@ def test_dry_runs_of_series_count_too(name, tmp_path, capsys, monkeypatch):
     step, update = c["flop_per_image_and_chain_step"], c["flop_per_image_and_update"]
     assert update > step >= (0 if name == "balls-feedforward" else 16) and c["flop_per_iteration"] >= 4 * update
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_time_limit_ends_a_run_and_is_not_handed_on(tmp_path, capsys):
+    """--minutes is for the session it was given to: a resumed run goes on to its last step."""
+    out = tmp_path / "r"
+    assert main(["train", *TINY, "--steps", "1000000", "--minutes", "0.002", "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    step = int(re.search(r"time is up at step (\d+)", said)[1])
+    assert 0 < step < 1_000_000 and (out / "checkpoint.pt").exists()
+    assert main(["train", "--resume", str(out), "--steps", str(step + 300)]) == 0
+    assert f"step {step + 300} after" in capsys.readouterr().err
 
 
 def test_default_folders_do_not_collide(tmp_path, capsys, monkeypatch):

@@ -1,12 +1,15 @@
 """Which images a batch holds, and what becomes of their pixels."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igebm.data import Images, Loader, augment, batch_indices, dequantise, quantise
+from igebm.data import Images, Loader, augment, batch_indices, dequantise, quantise, restarts
+from igebm.data.restarts import augmented
 from igebm.errors import InputError
 
 
@@ -125,3 +128,40 @@ def test_crops_move_by_up_to_two_pixels_and_reflect():
     assert (out == out[:, :, :1]).all()  # every row of an image moves alike
     down = augment(x.transpose(2, 3), torch.Generator().manual_seed(0), flip=False, crop=2)
     assert {tuple(column.tolist()) for column in down[:, 0, :, 0]} == seen
+
+
+# Augmented chain starts
+
+
+def test_augmented_images_stay_images(generator):
+    """Flat ones stay flat (but for their level), grey ones grey, and all in [0, 1]."""
+    flat = torch.rand(64, 1, 1, 1, generator=generator).expand(64, 3, 16, 16).contiguous()
+    x = augmented(flat, generator)
+    assert (x.amax((2, 3)) - x.amin((2, 3))).abs().max() < 1e-5
+    grey = torch.rand(64, 1, 16, 16, generator=generator).expand(64, 3, 16, 16).contiguous()
+    x = augmented(grey, generator)
+    assert (x - x.mean(1, keepdim=True)).abs().max() < 1e-5
+    x = augmented(torch.rand(64, 3, 16, 16, generator=generator), generator)
+    assert x.min() >= 0 and x.max() <= 1
+    assert torch.equal(augmented(grey[:, :1], torch.Generator().manual_seed(0)), augmented(
+        grey[:, :1], torch.Generator().manual_seed(0)
+    ))  # fmt: skip
+
+
+def test_half_of_augmented_images_are_mirrored(generator):
+    """Of a ramp from left to right half fall in the end (5 σ)."""
+    n = 4_000
+    ramp = torch.linspace(0.2, 0.8, 16).expand(n, 1, 16, 16).contiguous()
+    x = augmented(ramp, generator)
+    falling = int((x[..., -1].mean((1, 2)) < x[..., 0].mean((1, 2))).sum())
+    assert abs(falling - n / 2) < 5 * math.sqrt(n / 4)
+
+
+def test_blurring_keeps_the_light_of_a_point(generator):
+    """One bright pixel in the middle: a 3x3 spot of the same sum for about half of the images, symmetric."""
+    x = torch.zeros(2_000, 1, 9, 9)
+    x[..., 4, 4] = 1
+    y = restarts._blurred(x, generator)
+    assert torch.allclose(y.sum((1, 2, 3)), torch.ones(2_000), atol=1e-6)
+    assert torch.allclose(y, y.flip(2)) and torch.allclose(y, y.flip(3)) and torch.allclose(y, y.transpose(2, 3))
+    assert abs(int((y[..., 4, 4] < 1).sum()) - 1_000) < 5 * math.sqrt(500)

@@ -28,8 +28,8 @@ def start(processes: int, *words: str) -> subprocess.Popen:
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def train(processes: int, *words: str) -> tuple[str, str]:
-    out, err = (process := start(processes, *words)).communicate(timeout=300)
+def train(processes: int, *words: str, within: float = 300) -> tuple[str, str]:
+    out, err = (process := start(processes, *words)).communicate(timeout=within)
     assert process.returncode == 0, err
     return out, err
 
@@ -147,9 +147,8 @@ def test_a_killed_process_ends_the_run_and_what_was_saved_goes_on(tmp_path):
 
 def test_c25_fewer_images_than_processes_train_with_repeats(tmp_path):
     np.savez(tmp_path / "three.npz", x=np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8))
-    _, err = train(
-        4, "digits", "--data", str(tmp_path / "three.npz"), "--steps", "2", *SMALL, "--out", str(tmp_path / "r")
-    )
+    words = ["digits", "--data", str(tmp_path / "three.npz"), "--steps", "2", *SMALL, "--out", str(tmp_path / "r")]
+    _, err = train(4, *words, within=120)
     assert "3 images, fewer than the batch of 8" in err
     assert read_checkpoint(tmp_path / "r", pytest.fail)["counters"]["step"] == 2 and len(lines(tmp_path / "r")) == 2
 

@@ -100,6 +100,14 @@ def test_a_steep_energy_ends_the_pilot(generator):
         pilot(steep, torch.rand(4, *SHAPE), 2, generator)
 
 
+def test_c19_the_pilot_steps_shorter_before_a_wall(generator):
+    """Where E is no number beyond 0.5 proposals across it are turned down, and the step adapts to that."""
+    slope = lambda x: 3 * x.flatten(1).sum(1)
+    wall = lambda x: torch.where((x < 0.5).flatten(1).all(1), slope(x), torch.nan)
+    free, held = (pilot(E, 0.5 * torch.rand(16, *SHAPE), 5, generator) for E in (slope, wall))
+    assert held.step[0] < 0.1 * free.step[0] and held.accepted[0] == pytest.approx(partition.TARGET, abs=0.2)
+
+
 def test_energies_that_are_not_numbers_end_the_pilot(generator):
     with pytest.raises(Fault, match="energies are not finite"):
         pilot(lambda x: x.flatten(1).sum(1) * torch.nan, torch.rand(4, *SHAPE), 2, generator)

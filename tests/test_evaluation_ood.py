@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from test_data_folder import c01, c26
 
 from igebm import data, model, presets
 from igebm.cli import main
@@ -282,6 +283,32 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         err = capsys.readouterr().err
         assert said in err.splitlines()[-1] and "Traceback" not in err, err
     assert ood(tmp_path / "out", "--data", large, "--resize", "--against", "uniform", "--n", 9) == 0
+
+
+def test_c05_images_one_by_one_give_the_area_of_all_at_once(tmp_path, capsys):
+    """And the other way round it is one minus that; the help says which side is which."""
+    found = []
+    for batch in (1, 40):
+        out = tmp_path / str(batch)
+        assert ood(out, "--n", 40, "--against", "interpolation", "--batch", batch) == 0
+        found.append(json.loads((out / "ood.json").read_text())["numbers"]["auroc"]["interpolation"]["auroc"])
+    assert found[0] == found[1] and 0.4 < found[0] < 1
+    with pytest.raises(SystemExit):
+        main(["eval", "ood", "--help"])
+    assert "what counts as out: a high E" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_c01_c26_other_sets_are_read_as_every_folder_is(tmp_path, capsys):
+    """Five pictures of a folder that desktops have been at; of twenty with three damaged none, or seventeen."""
+    words = ["--n", 20, "--against"]
+    assert ood(tmp_path / "a", *words, c01(tmp_path / "c01")) == 0
+    found = json.loads((tmp_path / "a" / "ood.json").read_text())["numbers"]["auroc"]
+    assert found["c01"]["n"] == 5
+    root = c26(tmp_path / "c26")
+    assert ood(tmp_path / "b", *words, root) == 2
+    assert "3 of 20 images" in capsys.readouterr().err
+    assert ood(tmp_path / "c", *words, root, "--skip-bad") == 0
+    assert json.loads((tmp_path / "c" / "ood.json").read_text())["numbers"]["auroc"]["c26"]["n"] == 17
 
 
 def test_c05_broken_energies_are_counted_not_scored(tmp_path, capsys):

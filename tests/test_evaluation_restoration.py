@@ -164,7 +164,12 @@ def test_c28_white_is_the_hole_in_every_form(x, mode, tmp_path):
     assert np.array_equal(read_mask(mask_file(tmp_path / "m.png", x, mode), 8, 8), LEFT == 255)
 
 
-def test_c28_all_keep_and_all_fill():
+def test_c28_the_lower_half_is_what_is_filled_and_the_help_says_white(capsys):
+    for words in (["restore"], ["eval", "restoration"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "white is filled" in shown, words
     assert lower_half(5, 2)[:, 0].tolist() == [False, False, True, True, True]
 
 

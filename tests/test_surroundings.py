@@ -160,6 +160,8 @@ LATIN, GERMAN = {"PYTHONIOENCODING": "latin-1:strict"}, {"LC_ALL": "de_DE.UTF-8"
 def test_c31_every_name_can_be_shown_and_used(locale, tmp_path):
     """Classes, files and folders with names beyond ASCII, and a run folder whose name is no text: read, trained on,
     resumed, sampled from, listed; numbers with dots."""
+    if locale == GERMAN and "de_DE" not in subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout:
+        pytest.skip("this machine has no German locale")
     data = tmp_path / "été 2024"
     rng = np.random.default_rng(0)
     for folder in ("猫 1", "chien\x1b[2J"):
@@ -204,6 +206,18 @@ def test_c29_a_device_that_is_not_there_is_refused_before_data_are_read(device):
     done = subprocess.run([sys.executable, "-m", "igebm", *args], capture_output=True, text=True, env=env)
     assert done.returncode == 2 and done.stdout == "" and used() - before < 10
     assert device[:20] in done.stderr and "cpu" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_c29_without_a_device_asked_for_the_processor_is_taken_and_said(tmp_path):
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    args = ["train", "--steps", "1", "--width", "4", "--blocks", "1d", "--chain-steps", "2", "--batch", "8"]
+    args += ["--buffer-size", "16", "--sample-steps", "1", "--out", str(tmp_path / "r")]
+    done = subprocess.run([sys.executable, "-m", "igebm", *args], capture_output=True, text=True, env=env)
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if "machine:" in line][0].startswith(
+        "machine: CPU (no GPU found)"
+    )
+    assert done.stderr.count("machine:") == 1
 
 
 # Paths that cannot be looked at, other users

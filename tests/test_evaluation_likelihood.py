@@ -105,7 +105,7 @@ def test_c19_the_pilot_steps_shorter_before_a_wall(generator):
     slope = lambda x: 3 * x.flatten(1).sum(1)
     wall = lambda x: torch.where((x < 0.5).flatten(1).all(1), slope(x), torch.nan)
     free, held = (pilot(E, 0.5 * torch.rand(16, *SHAPE), 5, generator) for E in (slope, wall))
-    assert held.step[0] < 0.1 * free.step[0] and held.accepted[0] == pytest.approx(partition.TARGET, abs=0.2)
+    assert held.step[0] < 0.1 * free.step[0] and 0.4 < held.accepted[0] < free.accepted[0]
 
 
 def test_energies_that_are_not_numbers_end_the_pilot(generator):

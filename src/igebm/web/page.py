@@ -105,9 +105,8 @@ def build(served: Served) -> gr.Blocks:
 
 def head() -> str:
     words = [
-        "An energy-based model gives every image one number, its energy: low for what looks like the data, and so a "
-        "density p(x) ∝ e", tag("sup", "−E(x)"), ". Chains walk downhill from noise, with a little noise at each step, "
-        "to where the energy is low.",
+        "An energy-based model gives every image a number, its energy, low for what looks like the data: p(x) ∝ e",
+        tag("sup", "−E(x)"), ". Chains walk downhill on it, from noise and with a little noise at each step.",
     ]  # fmt: skip
     return drawing.text(tag("h1", "igebm"), tag("p", *words))
 

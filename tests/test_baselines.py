@@ -28,7 +28,7 @@ from igebm.runtime import probe
 from igebm.shapes import Shape
 
 HAS_NORMFLOWS = find_spec("normflows") is not None
-needs_normflows = pytest.mark.skipif(not HAS_NORMFLOWS, reason="needs pip install 'igebm[baselines]'")
+needs_normflows = pytest.mark.skipif(not HAS_NORMFLOWS, reason="needs pip install '.[baselines]'")
 KINDS = [pytest.param("glow", marks=needs_normflows), "pixelcnn"]
 RUNTIME = probe("cpu", "float32", "off", 1)
 TINY = "--width 4 --depth 1 --batch 8 --log-every 1 --save-every 2 --device cpu --threads 1".split()
@@ -276,7 +276,7 @@ def test_glow_refuses_what_it_cannot_halve(image, asked):
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "normflows", None)
     assert main(["baseline", "glow", "--out", str(tmp_path / "r"), *TINY]) == 2
-    assert "pip install 'igebm[baselines]'" in capsys.readouterr().err and not (tmp_path / "r").exists()
+    assert "pip install '.[baselines]'" in capsys.readouterr().err and not (tmp_path / "r").exists()
 
 
 # Both

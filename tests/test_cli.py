@@ -408,6 +408,15 @@ def test_two_commands_at_once_have_a_folder_each(tmp_path):
     with pytest.raises(KeyboardInterrupt), results_folder(None, tmp_path / "samples" / "digits") as out:
         raise KeyboardInterrupt
     assert not out.exists() and out.name == "digits-9"
+    # A folder that another command has made meanwhile is not ours to remove, and a link to nothing is passed over.
+    with pytest.raises(KeyboardInterrupt), results_folder(None, tmp_path / "new" / "digits") as out:
+        out.rmdir()
+        out.with_name("digits-2").mkdir()
+        raise KeyboardInterrupt
+    assert (tmp_path / "new" / "digits-2").exists()
+    (tmp_path / "new" / "digits").symlink_to("/nowhere/at/all")
+    with results_folder(None, tmp_path / "new" / "digits") as out:
+        assert out.name == "digits-3"
 
 
 def test_pictures_of_a_run_name_the_classes(tmp_path):

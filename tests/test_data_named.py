@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from igebm.data import MissingSplit, available, check, data_folder, hub, load, named
 from igebm.errors import InputError
+from igebm.files import one_at_a_time
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
@@ -113,7 +114,9 @@ def test_of_several_processes_one_fetches(tmp_path):
 
     def fetch(_: str):
         fetched.append(1)
-        time.sleep(0.2)
+        end = time.monotonic() + 30
+        while sum("waiting for another process" in line for line in said) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
         return splits
 
     def get() -> None:
@@ -130,6 +133,13 @@ def test_of_several_processes_one_fetches(tmp_path):
     assert len(fetched) == 1 and len(found) == 4 and all(x.y.tolist() == [0, 1, 0, 1, 0] for x in found)
     assert sum("waiting for another process that is at the same (five)" in line for line in said) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["five.npz"]
+
+
+def test_a_lock_of_another_users_does_not_keep_one_out(tmp_path):
+    (tmp_path / ".five.lock").mkdir()  # cannot be opened, as a file that only its owner may write
+    with one_at_a_time(tmp_path / ".five.lock", pytest.fail):
+        pass
+    assert (tmp_path / ".five.lock").is_dir()
 
 
 @pytest.mark.parametrize("spec", ["hf:", "hf:a", "hf:a/b/c/d", "hf:a b/c"])

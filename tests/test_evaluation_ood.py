@@ -286,7 +286,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 
 
 def test_c05_images_one_by_one_give_the_area_of_all_at_once(tmp_path, capsys):
-    """And the other way round it is one minus that; the help says which side is which."""
+    """The help says which side is which."""
     found = []
     for batch in (1, 40):
         out = tmp_path / str(batch)

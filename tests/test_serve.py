@@ -420,7 +420,7 @@ def test_places_that_are_none_are_refused(options, capsys, monkeypatch):
 def test_without_gradio_there_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["serve"]) == 2
-    assert capsys.readouterr().err == "igebm: the page needs gradio: pip install 'igebm[web]'\n"
+    assert capsys.readouterr().err == "igebm: the page needs gradio: pip install '.[web]'\n"
 
 
 def test_others_need_a_password(capsys, monkeypatch):
@@ -450,7 +450,7 @@ def test_names_fit_into_terms():
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory):
     """Starts `igebm serve` as a user does: serving(*models, **environment) -> its address and process."""
-    pytest.importorskip("gradio", reason="no gradio: pip install 'igebm[web]'")
+    pytest.importorskip("gradio", reason="no gradio: pip install '.[web]'")
     started = []
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored here, it would be there
 

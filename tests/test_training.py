@@ -769,7 +769,8 @@ def test_what_a_rollback_undoes_leaves_no_snapshot_and_its_log_goes_on(tmp_path)
     assert outcome.step == 4 and all(path.exists() for path in kept)
     undone = [tmp_path / "snapshots" / "0000006.safetensors", tmp_path / "samples" / "0000006.png"]
     undone += [tmp_path / "samples" / "noise-0000006.png"]
-    others = [tmp_path / "samples" / "mine-0000009.png"]
+    others = [tmp_path / "samples" / name for name in ("mine-0000006.png", "20240101.png")]  # a day, not an iteration
+    state.preset = replace(state.preset, steps=8)
     for path in undone + others:
         path.write_bytes(b"")
     with open_log(tmp_path, 4) as log:
@@ -782,6 +783,9 @@ def test_what_a_rollback_undoes_leaves_no_snapshot_and_its_log_goes_on(tmp_path)
     log = read_log(tmp_path / "metrics.jsonl", troubles := [])
     assert not troubles and [(r.diverged_at, r.back_to) for r in log.rollbacks] == [(6, 4)]
     assert [(e["step"], e.get("gap")) for e in log.entries][-1] == (5, 1.0)
+    # Killed before anything of the new branch was saved, it may diverge and go back anew, once.
+    open_log(tmp_path, 4).close()
+    assert not read_log(tmp_path / "metrics.jsonl", []).rollbacks
 
 
 def test_a_k_that_was_asked_for_on_resuming_outlives_a_rollback(dataset, tmp_path):
@@ -813,7 +817,8 @@ def test_what_the_data_cannot_give_is_refused_on_resuming_too(dataset, tmp_path)
     """Latents of images with classes; a posterior of labels that the model is not asked for."""
     new("tiny", replace(TINY, data=str(dataset), conditional=False), CPU, tmp_path / "run")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    for change, said in ((dict(latent_steps=5), "has no latents"), (dict(label_weight=0.2), "no labels to tell apart")):
+    for change in (dict(latent_steps=5), dict(label_weight=0.2)):
+        said = f"{presets.flag(next(iter(change)))} is for a model that knows labels, and this one is unconditional"
         with pytest.raises(InputError, match=said):
             resume(tmp_path / "run", lambda had, change=change: replace(had, steps=9, **change), CPU)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
@@ -834,6 +839,10 @@ def test_an_interrupt_at_the_last_picture_is_told_as_that(dataset, tmp_path, mon
     said = capsys.readouterr().err
     assert f"all but its last picture; igebm sample {tmp_path / 'run'}" in said and "--resume" not in said
     assert contents(tmp_path / "run")[0]["counters"]["step"] == 2
+    # What a time limit ended early is not whole.
+    words = words.replace(str(tmp_path / "run"), str(tmp_path / "timed")).replace("--steps 2", "--steps 100000")
+    assert main(["train", "digits", *words.split(), "--minutes", "0.001"]) == 130
+    assert f"go on with: igebm train --resume {tmp_path / 'timed'}" in capsys.readouterr().err
 
 
 def test_a_save_that_fails_after_a_fallback_loses_nothing(dataset, tmp_path, monkeypatch):

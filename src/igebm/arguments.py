@@ -204,7 +204,8 @@ class Compose:
 
     A term is [not:|or:][WEIGHT*]MODEL[=VALUE]: a class, a number or numbers with commas (an angle in degrees), such as
     dsprites-scale=0.8, dsprites-position=0.2,0.7, 2*digits=3, not:0.3*digits=8, or:digits=1. module:function is an
-    energy of your own, any Python callable of images (B, C, H, W) that gives (B,).
+    energy of your own, any Python callable of images (B, C, H, W) that gives (B,). Chains are the first model's, in all
+    that is not said otherwise.
     """
 
     machine: OmitArgPrefixes[Machine]
@@ -337,13 +338,13 @@ class Compare:
 class BaselineOf:
     """Train a model with a likelihood, to compare an energy with (Table 2): Glow or PixelCNN++, on the same data.
 
-    Leaves in its folder: metrics.jsonl, checkpoint.pt (for --resume) and model.safetensors (the averaged weights, with
-    settings, origin and bits per dimension on train and test).
+    Leaves in its folder: preset.json, metrics.jsonl, checkpoint.pt (for --resume) and model.safetensors (the averaged
+    weights, with settings, origin and bits per dimension on train and test).
     """
 
     settings: OmitArgPrefixes[baselines.Settings]
     kind: Annotated[Positional[str], arg(metavar="KIND")] = ""
-    """glow (needs pip install '.[baselines]') or pixelcnn"""
+    """glow (needs pip install '.[baselines]') or pixelcnn; with --resume the run's own"""
     out: Path | None = None
     """run folder; default: the next free runs/KIND-DATA"""
     resume: Path | None = None

@@ -162,13 +162,14 @@ def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
     if outcome.reason == "interrupted":
         terminal.say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
         return 130
-    if outcome.reason == "unpictured":
-        terminal.say(f"the run is whole and saved, all but its last picture; igebm sample {folder} draws samples")
-        return 130
     from .report.found import at, read_json
 
     about = read_json(folder / "preset.json", [], needed=False)
     series = at(about, "settings", "network") == "trajectory"
+    if outcome.reason == "unpictured":
+        draws = f"igebm eval rollout {folder} draws rollouts" if series else f"igebm sample {folder} draws samples"
+        terminal.say(f"the run is whole and saved, all but its last picture; {draws}")
+        return 130
     ended = "time is up at step" if outcome.reason == "minutes" else "step"
     terminal.say(
         f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; pictures in {folder / 'samples'}; "

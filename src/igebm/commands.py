@@ -13,7 +13,7 @@ import torch
 from . import __version__, data, forecast, model, presets, terminal
 from .arguments import ConceptsOf, DataCheck, EnergyOf, Evaluate, RolloutOf, Sample
 from .data import Images
-from .errors import Fault, InputError, many, within
+from .errors import MOST, Fault, InputError, many, within
 from .files import (
     results_folder,
     what_is,
@@ -28,9 +28,6 @@ from .model import Model
 from .report.plots import sample_picture, write_png
 from .runtime import probe
 from .training.state import read_checkpoint
-
-MOST = 10_000_000
-"""of images, of those at a time, of steps: a slip of the keyboard, not a wish"""
 
 
 def sample(asked: Sample) -> Path:

@@ -15,7 +15,7 @@ from .circumstances import circumstances
 from .compose import product
 from .data import centred, quantise
 from .data.latents import Latent, drawn, on_circle
-from .errors import Fault, InputError, many, within
+from .errors import MOST, Fault, InputError, many, within
 from .files import results_folder, write_array, write_json
 from .inputs import open_model, read_picture
 from .model import Model, batches, build_kernel
@@ -24,9 +24,6 @@ from .report.plots import grid, write_png
 from .runtime import Runtime
 from .samplers import Kernel, run
 from .terms import Term
-
-MOST = 10_000_000
-"""of chains and of steps: a slip of the keyboard, not a wish"""
 
 
 def compose(asked: Compose) -> Path:

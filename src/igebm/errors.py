@@ -42,6 +42,10 @@ def many(n: int, thing: str, things: str | None = None) -> str:
     return f"{n} {thing if n == 1 else things or thing + 's'}"
 
 
+MOST = 10_000_000
+"""of images, of those at a time, of steps: a slip of the keyboard, not a wish"""
+
+
 def within(flag: str, value: int | None, low: int, high: int) -> None:
     """Raises InputError for a number outside low..high; None is no number."""
     if value is not None and not low <= value <= high:

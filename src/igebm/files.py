@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -100,7 +100,7 @@ def writable_file(path: Path) -> Path:
 def free_folder(wanted: Path) -> Path:
     """`wanted`, or the first of wanted-2, wanted-3, ... that is not there."""
     folder, n = wanted, 1
-    while what_is(folder) != "nothing":  # an empty one may be that of a command at work
+    while os.path.lexists(folder):  # an empty one may be that of a command at work, a link may lead to nothing
         n += 1
         folder = wanted.with_name(f"{wanted.name}-{n}")
     return folder
@@ -135,11 +135,13 @@ def results_folder(path: Path | None, default: Path) -> Iterator[Path]:
     """A `writable_folder` for one command alone to leave its results in: `path`, or a new one called as `default`.
     Where the block is interrupted or fails, those of the folders made for it go again in which it left nothing."""
     wanted = default if path is None else path
-    made = [folder for folder in (wanted, *wanted.parents) if not os.path.lexists(folder)]
+    made = [folder for folder in wanted.parents if not os.path.lexists(folder)]
+    if path is not None and not os.path.lexists(path):
+        made.insert(0, path)
     try:
         folder = new_folder(default) if path is None else writable_folder(path)
-        if path is None and folder != wanted:
-            made.insert(0, folder)
+        if path is None:
+            made.insert(0, folder)  # and no other: what is called so may be another command's
         yield folder
     except BaseException:
         for folder in made:
@@ -150,25 +152,41 @@ def results_folder(path: Path | None, default: Path) -> Iterator[Path]:
 
 @contextmanager
 def one_at_a_time(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time in the block, as far as the file system has locks; `path` is the lock's own file. Who has
-    to wait says so, and looks again at what there is to do."""
-    with open(path, "ab") as lock:
+    """One process at a time in the block, as far as there are file locks; `path` is the lock's own file. Who has to
+    wait says so, and looks again at what there is to do."""
+    lock = _locked(path, say)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            path.unlink(missing_ok=True)  # while it is held: who waits for it takes another (see below)
+            lock.close()
+
+
+def _locked(path: Path, say: Callable[[str], None]) -> IO[bytes] | None:
+    """The lock's open file; None where there are no locks (some network file systems) or it is another user's."""
+    told = False
+    while True:
         try:
             import fcntl
-        except ImportError:
-            yield
-            return
+
+            lock = open(path, "ab")
+        except (ImportError, OSError):
+            return None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that is at the same ({path.stem.lstrip('.')})")
+            if not told:
+                say(f"waiting for another process that is at the same ({path.stem.lstrip('.')})")
+                told = True
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
-            pass  # some network file systems have none
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+            lock.close()
+            return None
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock
+        lock.close()  # whoever held it has removed it: what is locked now is no longer what others find
 
 
 def _umask() -> int:

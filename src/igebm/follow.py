@@ -55,7 +55,7 @@ def watch(folder: Path, every: float, once: bool, as_json: bool = False) -> None
 def settings_of(folder: Path) -> dict[str, Any]:
     path = folder / "preset.json"
     if not path.is_file():
-        raise InputError(f"{folder} is no run folder (it has no preset.json); give one that igebm train has made")
+        raise InputError(f"{folder} is no run folder (it has no preset.json); give one of igebm train or baseline")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -33,16 +33,13 @@ from . import model, native, presets
 from .data import centred, quantise
 from .data.decode import converted
 from .energy import Energy
-from .errors import Fault, InputError, unknown, within
+from .errors import MOST, Fault, InputError, unknown, within
 from .evaluation.masks import RULE, read_mask
 from .model import Model, Progress
 from .ranks import batches
 from .report.plots import grid
 from .runtime import DTYPES, Compiled, choose_device, lack_of_fused
 from .samplers import Kernel, masked, run
-
-MOST = 10_000_000
-"""of images and of steps: a slip of the keyboard, not a wish"""
 
 silent: Progress = lambda done, total: None
 

@@ -164,7 +164,7 @@ class Preset:
     save_every: int = 500
     """iterations between checkpoints"""
     snapshot_every: int = 2_500
-    """iterations between snapshots of the averaged weights, which are all kept"""
+    """iterations between snapshots of the averaged weights, which are all kept but for what a rollback undoes"""
     on_divergence: Literal["rollback", "stop"] = "rollback"
     """go back to the last good checkpoint with a new seed (three times at most), or stop"""
     gap_limit: float = 25.0
@@ -548,10 +548,14 @@ def stepped(preset: Preset, sampler: Sampler) -> Preset:
     return dataclasses.replace(preset, **said)
 
 
+INPAINTING = 10
+"""times K: the released code's chain steps for in-painting"""
+
+
 def filling_steps(preset: Preset) -> int:
     """Chain steps that a hole of noise takes. The released code's 10 K, 600 with its K = 60, leave noise where K is
     smaller."""
-    return max(10 * preset.chain_steps, preset.sample_steps)
+    return max(INPAINTING * preset.chain_steps, preset.sample_steps)
 
 
 def chain(preset: Preset) -> dict[str, float]:

@@ -21,8 +21,9 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from .errors import Fault
 from .limits import processes
 
-LONGEST = timedelta(days=1)
-"""that a process waits for the others; torch's half hour is less than some work of one for all"""
+LONGEST = timedelta(hours=12)
+"""that a process waits for the others; torch's minutes are less than some work of one for all (a classifier, a large
+data set)"""
 KINDS = ["float32", "float64", "int64", "uint8", "bool"]
 
 
@@ -34,7 +35,7 @@ def together() -> Iterator[None]:
         return
     # Tensors on GPUs go by NCCL, those on the host (files, flags) by gloo.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=LONGEST)  # what one does for all may take hours: a classifier, a download
+    dist.init_process_group(backend, timeout=LONGEST)
     try:
         yield
     except RuntimeError as error:

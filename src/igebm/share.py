@@ -21,7 +21,7 @@ from .data.named import NAMED
 from .errors import InputError, many
 from .evaluation.settings import EXPERIMENTS
 from .evaluation.work import folder_of
-from .files import free_folder, what_is, writable_folder, write_json, write_text
+from .files import new_folder, what_is, writable_folder, write_json, write_text
 from .files import whole as write_whole
 from .inputs import open_model
 from .report.found import at, read_json
@@ -205,7 +205,7 @@ def pull(asked: Pull) -> Path:
     weights = fetch(hub.MODEL)
     model.read(weights)  # before anything is written
     small = {n: content(n, fetch(n)) for n in SMALL if n in there}
-    out = writable_folder(asked.out or free_folder(Path("models") / name))
+    out = new_folder(Path("models") / name) if asked.out is None else writable_folder(asked.out)
     for n, value in small.items():
         writable_folder((out / n).parent)
         if isinstance(value, np.ndarray):

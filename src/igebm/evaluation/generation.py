@@ -47,7 +47,7 @@ NEIGHBOURS = 3
 def run(work: Work, options: Generation) -> dict[str, Any]:
     """Numbers: scores of samples against train and test images, and of the train images themselves."""
     check(work.model, options)
-    if options.protocol == "release" and options.clip is None:
+    if options.protocol == "release" and options.clip is None and work.model.preset.sampler == "langevin":
         options = replace(options, clip=RELEASE_CLIP)
     m = work.model
     steps = min(20, m.preset.chain_steps) if options.steps is None else options.steps

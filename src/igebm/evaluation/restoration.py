@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
-from .. import ranks
+from .. import presets, ranks
 from ..errors import Fault, InputError
 from ..report import figures
 from ..report.plots import grid, write_png
@@ -26,7 +26,7 @@ from .settings import Restoration
 from .trajectory import pixels
 from .work import Work, chain_settings, kernel, names_of
 
-KINDS = {"salt-pepper": 5, "inpaint": 10}
+KINDS = {"salt-pepper": 5, "inpaint": presets.INPAINTING}
 """what is done to the images: chain steps, in multiples of the model's chain_steps (released code)"""
 
 

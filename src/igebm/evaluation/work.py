@@ -119,7 +119,7 @@ def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds
         "experiment": name,
         "numbers": numbers,
         "model": {"name": m.name, "step": m.step, "preset": m.facts.get("preset"), "data": m.preset.data},
-        "options": plain(asdict(options)),
+        "options": asdict(options),
         "data": work.asked.data or m.preset.data,
         "seed": work.asked.seed,
         "batch": work.asked.batch,
@@ -136,19 +136,10 @@ def record_plain(
     out: Path, name: str, options: Any, numbers: dict[str, Any], seed: int, runtime: Runtime, seconds: float
 ) -> dict[str, Any]:
     """Write NAME.json of an experiment on several models. Returns what was written."""
-    about = {"experiment": name, "numbers": numbers, "options": plain(asdict(options)), "seed": seed}
+    about = {"experiment": name, "numbers": numbers, "options": asdict(options), "seed": seed}
     about = about | {"seconds": round(seconds, 1), "machine": circumstances(runtime)}
     write_json(out / f"{name}.json", about)
     return about
-
-
-def plain(value: Any) -> Any:
-    """Paths as text and tuples as lists, for JSON."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def run_one(work: Work, name: str, options: Any) -> dict[str, Any]:

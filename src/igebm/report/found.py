@@ -230,7 +230,7 @@ def measured_model(folder: Path, results: Iterable[dict[str, Any]]) -> tuple[str
     for result in results:
         words, name = str(at(result, "machine", "command") or "").split(), at(result, "model", "name")
         after = words[words.index("eval") + 2 :] if "eval" in words else []
-        said = [word for word in after if Path(word).stem == name]
+        said = [word for word in after if Path(word).name.removesuffix(".safetensors") == name]
         if said and isinstance(name, str):
             return said[0], name
     return folder.resolve().name, folder.resolve().name

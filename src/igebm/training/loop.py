@@ -137,7 +137,7 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
             # Checkpoint: only what is worth going back to
             if state.step % p.save_every == 0 and guarding.healthy:
                 saved, worth_keeping = save_all(folder, state, runtime, log, worth_keeping), True
-            if not alone and ranks.agree(watcher.stop()):
+            if not alone and state.step < p.steps and ranks.agree(watcher.stop()):
                 reason = "interrupted"
                 break
             if p.minutes and ranks.agree(seconds > 60 * p.minutes):
@@ -407,7 +407,7 @@ def roll_back(state: TrainState, fault: Divergence, folder: Path, log, watcher: 
     restore(state, saved, folder)
     state.rollbacks = rollbacks
     if ranks.rank() == 0:
-        leave_out(folder, beyond=state.step)
+        leave_out(folder, state.step, state.preset.steps)
     watcher.say(
         f"{fault}. Going back to step {state.step} with new random numbers (rollback {rollbacks} of {ROLLBACKS})"
     )
@@ -426,12 +426,12 @@ def last_good(folder: Path, say: Callable[[str], None], before: bool) -> dict[st
     return saved
 
 
-def leave_out(folder: Path, beyond: int) -> None:
-    """Remove what an undone part of a run left: its snapshots would be taken for the run's, its pictures for the
-    run's course."""
+def leave_out(folder: Path, beyond: int, last: int) -> None:
+    """Remove what an undone part of a run of `last` steps left: its snapshots would be taken for the run's, its
+    pictures for the run's course. Others may lie beside them."""
     for left in (*(folder / "snapshots").glob("*.safetensors"), *(folder / "samples").glob("*.png")):
         step = re.fullmatch(r"(?:noise-|rollouts-)?(\d{7,})", left.stem)
-        if step and int(step[1]) > beyond:
+        if step and beyond < int(step[1]) <= last:
             left.unlink(missing_ok=True)
 
 
@@ -460,8 +460,8 @@ def _reached(line: str) -> int | float:
     """The step that a line of the log tells of; beyond all for what is no such line (one that a kill cut short)."""
     try:
         entry = json.loads(line)
-        step = entry.get("step", entry.get("back_to", 0))  # a rollback belongs to what comes after it
-    except (ValueError, AttributeError, RecursionError):
+        step = entry.get("step", entry.get("back_to", -1) + 1)  # a rollback belongs to what comes after it
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return math.inf
     return step if isinstance(step, int | float) else math.inf
 

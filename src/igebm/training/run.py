@@ -139,11 +139,11 @@ def resume(
         runtime = open_machine(machine, preset.network, saved["runtime"])
         saved["facts"] |= {"skip_bad": True} if skip_bad else {}
         images = open_data(preset, data_dir, saved["facts"].get("skip_bad", False))
-        check_asked(preset, images)
         shape = from_dict(saved, folder)
         fits_memory(preset, shape, runtime)
         state = states.start(preset, shape, runtime, saved["facts"])
         check_data(state, images, folder, step)
+        check_asked(preset, images)
         loader = open_loader(preset, images, runtime)
         states.restore(state, saved, folder / saved["file"])
         ranks.wait()  # all have read before one of them moves files
@@ -185,7 +185,7 @@ def finish(state: TrainState, loader: Loader | Windows, folder: Path, runtime: R
                     else:
                         write_final_grid(folder / "samples" / f"noise-{state.step:07d}.png", state, runtime, progress)
                 except Stopped:
-                    return replace(outcome, reason="unpictured")
+                    return replace(outcome, reason="unpictured" if outcome.reason == "done" else "interrupted")
     return outcome
 
 
@@ -334,7 +334,10 @@ def told_apart(preset: Preset, found: Images | Series) -> bool:
 
 def check_asked(preset: Preset, found: Images | Series) -> None:
     """Raises InputError for settings that are of labels or latents where the data, or the model, have none."""
-    if preset.latent_steps and not (preset.conditional and isinstance(found, Images) and found.latents):
+    asked = [name for name in ("latent_steps", "label_weight") if getattr(preset, name)]
+    if asked and not preset.conditional:
+        raise InputError(f"{presets.flag(asked[0])} is for a model that knows labels, and this one is unconditional")
+    if preset.latent_steps and not (isinstance(found, Images) and found.latents):
         raise InputError(f"--latent-steps {preset.latent_steps}: {found.name} has no latents; leave it out")
     if preset.label_weight and not told_apart(preset, found):
         raise InputError(

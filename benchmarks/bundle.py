@@ -66,7 +66,9 @@ def main() -> None:
         "note": asked.note,
     }
     if begun:
-        card["begun_from"] = {k: begun[k] for k in ("command", "commit", "iterations", "training_seconds", "machine")}
+        weights = {"weights": f"src/igebm/pretrained/{begun['name']}.safetensors as of commit {commit()}"}
+        kept = ("command", "commit", "iterations", "training_seconds", "machine")
+        card["begun_from"] = weights | {k: begun[k] for k in kept}
     if asked.quality:
         card["quality"] = json.loads(asked.quality.read_text())
     if asked.growth:

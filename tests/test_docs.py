@@ -377,6 +377,14 @@ def test_numbers_on_the_models_in_the_box_are_those_of_the_files():
     assert f"kernels in eight bits, {read_as} are given the class" in words(page) and read_as in card["note"]
     assert f"{read_as} of those of `cifar10-cond`" in words((HERE / "README.md").read_text())
     assert f"differ {row['diversity']:.2f} times" in words(page)
+    small = json.loads((HERE / "src" / "igebm" / "pretrained" / "cifar10-cond-small.json").read_text())
+    of = lambda name: sum(r[name] for r in small["quality"]["rows"]) / len(small["quality"]["rows"])
+    small_as = f"{100 * of('accuracy'):.0f} %"
+    assert f"to {small_as} of 1,200 such samples" in words(page) and f"{small_as} of 1,200" in small["note"]
+    assert f"{small_as} are read as the class asked for" in words((HERE / "README.md").read_text())
+    assert f"{of('diversity'):.2f} times as much as real images. It was 28.5" in words(page)
+    went = [f"{100 * r['accuracy']:.0f}" for r in small["growth"]["rows"]]
+    assert f"{', '.join(went[:-1])} and {went[-1]} % after 500, 1,000, 1,500 and 2,000" in words(page)
     judged = json.loads((HERE / "results" / "cifar10-cond.json").read_text())["goes_on"]["judged"]["rows"]
     early, last, mean = (f"{100 * of['accuracy']:.0f} %" for of in judged[:3])
     assert f"it was {early} after 200 iterations, {last} after 853 and {mean} for the mean" in words(page)

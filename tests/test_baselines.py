@@ -383,7 +383,7 @@ def test_a_run_in_the_way_and_a_run_of_another_kind(folders, capsys):
     assert "a run of pixelcnn, not of glow" in last_line(capsys)
     assert main(["baseline", "pixelcnn", "--resume", out, "--out", out]) == 2
     assert main(["train", "--resume", out]) == 2
-    assert "no igebm checkpoint" in last_line(capsys)
+    assert f"of igebm baseline; go on with: igebm baseline --resume {out}" in last_line(capsys)
     assert {p.name: p.read_bytes() for p in folders["pixelcnn"].iterdir()} == before
 
 

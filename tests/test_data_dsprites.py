@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from igebm import data
-from igebm.data import Loader, MissingSplit, dsprites, held_out
+from igebm.data import Loader, MissingSplit, dsprites, held_out, summary
 from igebm.data.dsprites import N, Rendered, Sprites, classes, condition, index, latents, load, pictures, render
 from igebm.data.images import Images
 from igebm.data.latents import Latent
@@ -338,3 +338,12 @@ def test_a_region_that_is_none_is_one_line(text, why):
 def test_nothing_left_is_said():
     with pytest.raises(InputError, match="nothing is left of the train split"):
         data.load("dsprites-scale:without:scale=0.5..1")
+
+
+def test_a_set_that_is_rendered_has_the_numbers_of_its_pixels():
+    """Mean and deviation over some sprites, as numpy has them of the same array in memory."""
+    found = data.load("dsprites-scale", "test", image_size=16)
+    row, hashes = summary.describe(found, lambda k: None)
+    x = np.asarray(found.x[np.arange(len(found.x))])
+    assert row["mean"] == pytest.approx([x.mean() / 255]) and row["std"] == pytest.approx([x.std() / 255])
+    assert len(hashes) == len(found.x) == row["count"] and hashes[7] == hashlib.blake2b(x[7], digest_size=16).digest()

@@ -181,12 +181,13 @@ def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
 def _dry_run(asked: arguments.Train) -> int:
     from .model import temperature
     from .training.cost import cost, least_memory, time_here
-    from .training.run import begin, open_all
+    from .training.run import begin, open_all, open_loader
 
     opened = open_all(
         asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
     )
     preset, images, shape, runtime, *_ = opened
+    open_loader(preset, images, runtime)
     counted = cost(preset, shape)
     about = {
         "preset": asked.preset,
@@ -204,7 +205,7 @@ def _dry_run(asked: arguments.Train) -> int:
     took = f", about {terminal.clock(3600 * here['hours'])} here ({here['by']})" if "hours" in here else ""
     memory = f"; at least {here['bytes_at_least'] / 2**20:,.0f} MiB of memory" if here["bytes_at_least"] else ""
     terminal.say(f"{preset.steps:,} iterations on {len(images.x):,} items{took}{memory}")
-    begin(opened)  # what training would refuse is refused, with all that it would cost said
+    begin(opened)  # what does not fit this machine is refused, with all that it would cost said
     return 0
 
 

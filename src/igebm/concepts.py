@@ -100,7 +100,9 @@ def open_models(parsed: list[Term], machine) -> tuple[dict[str, Model], Runtime]
 def energies_of(parsed: list[Term], models: dict[str, Model], n: int) -> list:
     for term in parsed:
         if term.custom and term.value:
-            raise InputError(f"{term.source} is a function and takes no value, got {term.value!r}")
+            raise InputError(
+                f"{term.source} is a function and takes no value, got {term.value!r} (before models: not:, or:)"
+            )
     first = next(iter(models.values()))
     return [terms.function(t.source) if t.custom else terms.bound(t, models[t.source], n, first) for t in parsed]
 

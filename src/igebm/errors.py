@@ -32,7 +32,7 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> InputError:
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near
-        else f"known: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+        else f"known: {', '.join(known[:16])}{', ...' if len(known) > 16 else ''}"
     )
     return InputError(f"unknown {kind} {got!r}; {hint}")
 

@@ -374,6 +374,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         "facts",
     )
     missing = [key for key in wanted if key not in saved] if isinstance(saved, dict) else wanted
+    if isinstance(saved, dict) and "averages" in saved and "baseline" not in saved:
+        raise InputError(f"{path} is of igebm train; go on with: igebm train --resume {folder}")
     if missing:
         raise InputError(f"{path} is no checkpoint of a baseline: it lacks {', '.join(missing[:3])}")
     return saved

@@ -108,7 +108,7 @@ class Loader:
         if seed < 0:
             raise InputError(f"the seed must be 0 or more, got {seed}")
         if not 0 <= crop < min(h, w):
-            raise InputError(f"random crops must move images by less than their size, {w}x{h}, got {crop}")
+            raise InputError(f"--crop {crop}: random crops move images by less than their size, {w}x{h}")
         if n < batch:
             say(f"{images.name} has {many(n, 'image')}, fewer than the batch of {batch}: every batch repeats some")
         self.images, self.batch, self.seed, self.device = images, batch, seed, torch.device(device)

@@ -1,6 +1,7 @@
 """What is in a data set, as plain numbers: the questions to ask before training on it."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def check(
         seen = set(hashes["train"])
         across = sum(h in seen for h in hashes["test"]) / len(hashes["test"])
     first = next(iter(found.values()))
-    warnings = [f"{split}: {line}" for split, row in splits.items() for line in _warnings(row)]
+    warnings = [f"{split}: {line}" for split, row in splits.items() for line in _warnings(row, split == "train")]
     if across:
         warnings.append(f"{across:.1%} of the test images are also in the train split")
     return {
@@ -121,7 +122,7 @@ def describe(images: Images, step: Callable[[int], None]) -> tuple[dict[str, Any
         squares += counts @ np.arange(256) ** 2
         hashes += [hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest() for row in rows]
         step(start + len(rows))
-    pixels = x[..., 0].size
+    pixels = math.prod(x.shape[:-1])  # of an array that may be rendered as it is asked for
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     per_class = None
@@ -142,9 +143,9 @@ def describe(images: Images, step: Callable[[int], None]) -> tuple[dict[str, Any
     }, hashes
 
 
-def _warnings(row: dict[str, Any]) -> list[str]:
+def _warnings(row: dict[str, Any], trained_on: bool) -> list[str]:
     lines = []
-    if row["count"] < USUAL_BATCH:
+    if trained_on and row["count"] < USUAL_BATCH:
         lines.append(f"{row['count']} images are fewer than a batch of {USUAL_BATCH}; batches will repeat them")
     counts = row["per_class"] or {}
     present = [k for k in counts.values() if k]
@@ -160,7 +161,8 @@ def _warnings(row: dict[str, Any]) -> list[str]:
     if row["constant"]:
         lines.append(f"{row['constant']} images have one value only")
     if row["duplicates"] > 0:
-        lines.append(f"{row['duplicates']:.1%} of the images repeat an earlier one")
+        share = f"{row['duplicates']:.1%}" if row["duplicates"] >= 5e-4 else "less than 0.1%"
+        lines.append(f"{share} of the images repeat an earlier one")
     if row["range"][1] <= 1:
         lines.append("no pixel exceeds 1 of 255: the images are black; were they meant to be floats in [0, 1]?")
     elif row["range"][1] < DARK:

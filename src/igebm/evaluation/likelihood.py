@@ -39,15 +39,10 @@ def run(work: Work, options: Likelihood) -> dict[str, Any]:
     work = replace(work, model=in_float32(work.model))
     m, screen = work.model, work.screen
     condition = the_condition(work, options.label)
-    splits = {"train": work.images("train", options.n)}
-    try:
-        splits["test"] = work.images("test", options.n)
-    except MissingSplit:
-        if work.first:
-            work.screen.say(
-                f"{splits['train'].name} has no test split: bits per dimension are of images it learned from"
-            )
-    measured = list(splits)[-1]
+    splits = there(work, options.n)
+    measured = "test" if "test" in splits else "train"
+    if measured == "train" and work.first:
+        work.screen.say(f"{splits['train'].name} has no test split: bits per dimension are of images it learned from")
     for images in splits.values():
         check_labels(m, images)
     steps = m.preset.sample_steps if options.steps is None else options.steps
@@ -67,6 +62,9 @@ def run(work: Work, options: Likelihood) -> dict[str, Any]:
     low, high = partition.span(forwards, backwards)
     doubts = partition.doubts(forwards, backwards, up, down)
     members = of_condition(splits[measured], condition)
+    if work.first and condition is not None and len(members) < len(splits[measured].x):
+        of = f"{len(members)} of {len(splits[measured].x)} images ({measured}), those of {shown(m, condition)}"
+        screen.say(f"log Z and bits per dimension are of one condition: {of}")
     nats = dequantised_energies(work, E, members)
     d = math.prod(m.shape.image)
     if work.first:
@@ -103,6 +101,19 @@ def run(work: Work, options: Likelihood) -> dict[str, Any]:
         },
         "figures": ["likelihood.png", "likelihood-ais.png"],
     }
+
+
+def there(work: Work, most: int) -> dict[str, Images]:
+    """The train and the test split, as far as the data have them. Raises InputError where they have neither."""
+    found, missing = {}, None
+    for split in ("train", "test"):
+        try:
+            found[split] = work.images(split, most)
+        except MissingSplit as error:
+            missing = error
+    if not found and missing is not None:
+        raise missing
+    return found
 
 
 def check(options: Likelihood) -> None:
@@ -150,6 +161,12 @@ def check_labels(m: Model, images: Images) -> None:
         return
     if images.y is None or not matches(images, m):
         known = m.shape.classes or tuple(latent.name for latent in m.shape.latents)
+        if images.y is not None:
+            theirs = images.classes or tuple(latent.name for latent in images.latents)
+            raise InputError(
+                f"{m.name} knows {len(known)} labels ({', '.join(known[:12])}), {images.name} has {len(theirs)} "
+                f"({', '.join(theirs[:12])}); give --data with the model's"
+            )
         raise InputError(
             f"{m.name} is asked at each image's label, and {images.name} lacks its labels ({', '.join(known[:3])}, "
             "...); give --data with them"

@@ -134,7 +134,9 @@ def resume(
                 f"its weights)"
             )
         if preset.steps <= step:
-            terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total)")
+            others = ", ".join(presets.flag(name) for name in changes if name != "steps")
+            left = f" ({others}: not looked at)" if others else ""
+            terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total){left}")
             return Outcome("done", step, 0.0), folder
         runtime = open_machine(machine, preset.network, saved["runtime"])
         saved["facts"] |= {"skip_bad": True} if skip_bad else {}

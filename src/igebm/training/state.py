@@ -241,6 +241,8 @@ def read_archive(path: Path) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     saved = read_archive(path)
+    if isinstance(saved, dict) and "baseline" in saved:
+        raise InputError(f"{path} is of igebm baseline; go on with: igebm baseline --resume {path.parent}")
     wrong = _unsound(saved)
     if wrong:
         raise InputError(f"{path} is no igebm checkpoint: it lacks {', '.join(wrong[:3])}")

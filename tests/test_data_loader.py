@@ -62,7 +62,7 @@ def test_c25_a_set_smaller_than_the_batch_repeats():
         (0, {"batch": 4}, "no images found in numbered"),
         (3, {"batch": 0}, "got 0"),
         (3, {"batch": 3, "world": 2}, "multiple of the 2 processes that share it, got 3"),
-        (3, {"batch": 3, "crop": 4}, "less than their size, 5x4, got 4"),
+        (3, {"batch": 3, "crop": 4}, "--crop 4: random crops move images by less than their size, 5x4"),
         (3, {"batch": 3, "seed": -1}, "got -1"),
     ],
 )

@@ -818,7 +818,7 @@ def test_what_the_data_cannot_give_is_refused_on_resuming_too(dataset, tmp_path)
     new("tiny", replace(TINY, data=str(dataset), conditional=False), CPU, tmp_path / "run")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     for change in (dict(latent_steps=5), dict(label_weight=0.2)):
-        said = f"{presets.flag(next(iter(change)))} is for a model that knows labels, and this one is unconditional"
+        said = f"the model is unconditional, so there are no labels: leave out {presets.flag(next(iter(change)))}"
         with pytest.raises(InputError, match=said):
             resume(tmp_path / "run", lambda had, change=change: replace(had, steps=9, **change), CPU)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before

@@ -338,7 +338,7 @@ def check_asked(preset: Preset, found: Images | Series) -> None:
     """Raises InputError for settings that are of labels or latents where the data, or the model, have none."""
     asked = [name for name in ("latent_steps", "label_weight") if getattr(preset, name)]
     if asked and not preset.conditional:
-        raise InputError(f"{presets.flag(asked[0])} is for a model that knows labels, and this one is unconditional")
+        raise InputError(f"the model is unconditional, so there are no labels: leave out {presets.flag(asked[0])}")
     if preset.latent_steps and not (isinstance(found, Images) and found.latents):
         raise InputError(f"--latent-steps {preset.latent_steps}: {found.name} has no latents; leave it out")
     if preset.label_weight and not told_apart(preset, found):

@@ -164,9 +164,10 @@ def one_at_a_time(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _locked(path: Path, say: Callable[[str], None]) -> IO[bytes] | None:
-    """The lock's open file; None where there are no locks (some network file systems) or it is another user's."""
+    """The lock's open file; None where there are no locks (some network file systems), where it is another user's, or
+    where no file is ever the same as itself (file systems that number files anew)."""
     told = False
-    while True:
+    for _ in range(100):
         try:
             import fcntl
 
@@ -187,6 +188,7 @@ def _locked(path: Path, say: Callable[[str], None]) -> IO[bytes] | None:
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
                 return lock
         lock.close()  # whoever held it has removed it: what is locked now is no longer what others find
+    return None
 
 
 def _umask() -> int:

@@ -398,6 +398,14 @@ def test_a_run_is_gone_on_with_and_watched_as_an_energys_is(folders, tmp_path, c
     assert "step 8 of 8" in (shown := capsys.readouterr().out) and "bits_per_dim" in shown
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]) == 0
     assert "bits_per_dim" in (shown := capsys.readouterr().out) and "--steps" in shown
+    energy = tmp_path / "energy"
+    energy.mkdir()
+    settings = {"lr": 0.5, "chain_steps": 7, "sigma_clip": "paper"}
+    (energy / "preset.json").write_text(json.dumps({"name": "energy", "settings": settings}))
+    (energy / "metrics.jsonl").write_text(json.dumps({"step": 1, "seconds": 0.1, "gap": 0.1}) + "\n")
+    assert main(["compare", str(tmp_path / "a"), str(energy), "--out", str(tmp_path / "e")]) == 0
+    both, _, alone = capsys.readouterr().out.partition("settings that not all of them have: ")
+    assert "--lr" in both and "--sigma-clip" not in both and {"--chain-steps", "--sigma-clip"} < set(alone.split())
     assert main(["baseline", "--resume", str(tmp_path / "nothing")]) == 2
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

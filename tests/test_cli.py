@@ -534,6 +534,14 @@ def test_a_chain_that_stands_still_leaves_its_noise(run_folder, tmp_path):
     assert np.array_equal(found[:, 4:], (noise[:, 0, 4:] * 256).floor().numpy().astype(np.uint8))
 
 
+def test_a_step_far_from_training_s_is_said(tmp_path, capsys):
+    """digits was trained with 10: a step of 1e6 is a slip of the hand, one of 20 is not."""
+    words = ["sample", "digits", "--n", "1", "--steps", "1", "--out", str(tmp_path), "--step-size"]
+    for value, said in (("1e6", True), ("20", False), ("0", False)):
+        assert main([*words, value]) == 0
+        assert ("is far from the 10 that digits was trained with" in capsys.readouterr().err) == said
+
+
 def test_mppi_has_no_step_size(tmp_path, capsys):
     words = ["train", "--sampler", "mppi", "--noise", "0.1", "--steps", "1", "--out", str(tmp_path / "r"), *TINY]
     assert main(words) == 0

@@ -1,6 +1,7 @@
 """Terms of a composition, chains on them, and latents from images: against Gaussians and posteriors that are known."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -252,6 +253,19 @@ def test_infer_gives_the_energy_under_every_class(tmp_path):
     assert about["least"] == str(int(np.argmin(expected)))
     first, second = np.sort(expected)[:2]
     assert about["next"] == str(expected.index(second)) and about["lead"] == pytest.approx(second - first, abs=1e-6)
+    assert "posterior" not in about  # digits' training compared images under one label, never labels of one image
+
+
+def test_infer_gives_the_posterior_where_training_had_it(tmp_path):
+    """p(square) / p(ellipse) = exp(-(E(x | square) - E(x | ellipse)) / T), T = 0.05."""
+    one = lambda v: np.array([v])
+    ellipse = pictures(Sprites(np.array([1]), one(0.9), one(0.3), one(0.5), one(0.5)), 32)[0, ..., 0]
+    Image.fromarray(ellipse).save(tmp_path / "a.png")
+    assert main(["infer", "dsprites-shape", str(tmp_path / "a.png"), "--out", str(tmp_path), "--dtype", "float32"]) == 0
+    about = json.loads((tmp_path / "infer.json").read_text())
+    e, p = about["energies"], about["posterior"]
+    assert about["least"] == "ellipse" and sum(p.values()) == pytest.approx(1, abs=2e-4)
+    assert p["square"] / p["ellipse"] == pytest.approx(math.exp((e["ellipse"] - e["square"]) / 0.05), abs=1e-4)
 
 
 def test_what_lies_there_from_before_is_kept(tmp_path, monkeypatch):

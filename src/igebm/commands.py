@@ -23,7 +23,7 @@ from .files import (
     write_json,
     write_text,
 )
-from .inputs import labels_for, load_split, matches, open_model
+from .inputs import labels_for, load_split, matches, open_model, stepped
 from .model import Model
 from .report.plots import sample_picture, write_png
 from .runtime import probe
@@ -38,7 +38,7 @@ def sample(asked: Sample) -> Path:
     if asked.data is not None and asked.init != "data":
         raise InputError(f"--data {asked.data}: chains start from it with --init data; leave it out, or give both")
     m, _ = open_model(asked.model, asked.machine)
-    preset = presets.stepped(m.preset, asked.chain)
+    preset = stepped(m, asked.chain)
     start, labels = starts(asked, m)
     steps = asked.steps
     if steps is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from . import inference, presets, terminal, terms
 from .arguments import Compose, Infer
@@ -17,7 +18,7 @@ from .data import centred, quantise
 from .data.latents import Latent, drawn, on_circle
 from .errors import MOST, Fault, InputError, many, within
 from .files import results_folder, write_array, write_json
-from .inputs import open_model, read_picture
+from .inputs import open_model, read_picture, stepped
 from .model import Model, batches, build_kernel
 from .report import figures
 from .report.plots import grid, write_png
@@ -38,7 +39,7 @@ def compose(asked: Compose) -> Path:
     models, runtime = open_models(parsed, asked.machine)
     first = next(iter(models.values()))
     energies_of(parsed, models, 1)  # a wrong value is said before any work
-    preset = presets.stepped(first.preset, asked.chain)
+    preset = stepped(first, asked.chain)
     steps = first.preset.sample_steps if asked.steps is None else asked.steps
     with results_folder(asked.out, Path("composed")) as out:
         with terminal.bar("composing") as screen:
@@ -133,8 +134,8 @@ def infer(asked: Infer) -> None:
 
 
 def classes_of(m: Model, picture: np.ndarray, out: Path) -> dict:
-    """E(x | y) under every class. The least names the class as far as log Z(y) is the same for all, which training does
-    not promise; so no probabilities are made of them."""
+    """E(x | y) under every class. The least names the class as far as log Z(y) is the same for all, which contrastive
+    training alone does not see to; probabilities are made of them where it had the posterior of the labels besides."""
     k = len(m.shape.classes)
     e = m.energy(np.repeat(picture, k, 0), np.arange(k)).astype(np.float64)
     figure, axes = figures.axes()
@@ -144,7 +145,11 @@ def classes_of(m: Model, picture: np.ndarray, out: Path) -> dict:
     figures.save(figure, out, "infer")
     least, *others = np.argsort(e).tolist()
     lead = {"next": m.shape.classes[others[0]], "lead": float(e[others[0]] - e[least])} if others else {}
-    return {"least": m.shape.classes[least]} | lead | {"energies": dict(zip(m.shape.classes, e.tolist(), strict=True))}
+    named = lambda values: dict(zip(m.shape.classes, values.tolist(), strict=True))
+    found = {"least": m.shape.classes[least]} | lead
+    if m.preset.label_weight:  # p(y | x) = softmax over y of -E(x | y) / T, T that of training
+        found["posterior"] = named(softmax(-e / m.preset.label_temperature).round(4))
+    return found | {"energies": named(e)}
 
 
 def latents_of(m: Model, picture: np.ndarray, asked: Infer, out: Path) -> dict:

@@ -131,11 +131,13 @@ def compare(folders: list[Path], out: Path, as_json: bool) -> None:
     every = [settings_of(folder) for folder in folders]
     logs = [read(folder) for folder in folders]
     rows = [row(folder, log) for folder, log in zip(folders, logs, strict=True)]
-    differing = {
-        presets.flag(name): [settings.get(name) for settings in every]
+    names = [
+        name
         for name in dict.fromkeys(name for settings in every for name in settings)
         if len({json.dumps(settings.get(name)) for settings in every}) > 1
-    }
+    ]
+    differing = {presets.flag(name): [settings.get(name) for settings in every] for name in names}
+    alone = [presets.flag(name) for name in names if any(name not in settings for settings in every)]
 
     def text() -> str:
         short = [folder.name for folder in folders]
@@ -143,9 +145,11 @@ def compare(folders: list[Path], out: Path, as_json: bool) -> None:
         table = lambda lines: terminal.table([{"": of} | dict(zip(heads, v, strict=True)) for of, v in lines])
         names = list(dict.fromkeys(name for r in rows for name in r if name != "run"))
         numbers = table((name, [r.get(name) for r in rows]) for name in names)
-        if not differing:
-            return f"{numbers}\n\nthe settings are the same"
-        return f"{numbers}\n\nsettings that differ:\n{table(differing.items())}"
+        common = {name: v for name, v in differing.items() if name not in alone}
+        parts = [numbers, "the settings are the same" if not differing else ""]
+        parts += [f"settings that differ:\n{table(common.items())}"] if common else []
+        parts += [f"settings that not all of them have: {' '.join(alone)}"] if alone else []
+        return "\n\n".join(filter(None, parts))
 
     writable_folder(out)
     terminal.result({"runs": rows, "differing": differing}, as_json, text)

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from . import data, model, terminal
+from . import data, model, presets, terminal
 from .data import Images, MissingSplit
 from .data.decode import Head, Picture, decode, look
 from .data.images import MixedSizes
 from .errors import InputError
 from .files import what_is
 from .model import Model
-from .presets import Machine
+from .presets import Machine, Preset, Sampler
 from .runtime import Runtime, probe
 
 
@@ -21,6 +21,16 @@ def open_model(where: str, machine: Machine) -> tuple[Model, Runtime]:
     model.find(where)  # a wrong name is said before the machine is looked at
     runtime = probe(machine.device, machine.dtype, machine.compile, machine.threads)
     return model.load(where, runtime.device, runtime.dtype, runtime.compiled), runtime
+
+
+def stepped(m: Model, sampler: Sampler) -> Preset:
+    """The model's preset with what `sampler` says otherwise of its chain; what is far from the model's own is said."""
+    preset = presets.stepped(m.preset, sampler)
+    for name, value in presets.chain(preset).items():
+        own = getattr(m.preset, name)
+        if own and value and not 0.1 <= value / own <= 10 and name != "clip":
+            terminal.say(f"{presets.flag(name)} {value:g} is far from the {own:g} that {m.name} was trained with")
+    return preset
 
 
 def load_split(

@@ -13,7 +13,7 @@ from .data import quantise
 from .errors import InputError, many, within
 from .evaluation.masks import lower_half, read_mask
 from .files import results_folder, write_array, write_json
-from .inputs import open_model, read_picture
+from .inputs import open_model, read_picture, stepped
 from .library import EBM
 from .model import build_kernel
 from .report.plots import grid, write_png
@@ -37,7 +37,7 @@ def restore(asked: Restore) -> Path:
         raise InputError(f"--mask {asked.mask} is black: nothing is to be filled; paint what is to be filled white")
     label = None if asked.label is None else m.condition(asked.label)
     picture = read_picture(asked.image, m)
-    preset = presets.stepped(m.preset, asked.chain)
+    preset = stepped(m, asked.chain)
     steps = presets.filling_steps(m.preset) if asked.steps is None else asked.steps
     model, copies = EBM(m), np.repeat(picture, asked.n, 0)
     # Told of no class, each way has the one that the model sees in the picture with that way's noise in its hole.

@@ -119,10 +119,16 @@ def train(args: list[str]) -> int:
     from .training.run import new
 
     with ranks.together():
-        outcome, folder = new(
-            asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
-        )
-        return _ended(outcome, folder, asked.json)
+        return _ended(*new(_opened(asked), asked.out), asked.json)
+
+
+def _opened(asked: arguments.Train) -> Any:
+    """training.run.Opened: what a new run is made of."""
+    from .training.run import open_all
+
+    return open_all(
+        asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
+    )
 
 
 def _word_of(known: Iterable[Word], args: list[str]) -> Word | None:
@@ -181,11 +187,9 @@ def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
 def _dry_run(asked: arguments.Train) -> int:
     from .model import temperature
     from .training.cost import cost, least_memory, time_here
-    from .training.run import begin, open_all, open_loader
+    from .training.run import begin, open_loader
 
-    opened = open_all(
-        asked.preset, asked.settings, asked.machine, asked.out, asked.init_from, asked.data_dir, asked.skip_bad
-    )
+    opened = _opened(asked)
     preset, images, shape, runtime, *_ = opened
     open_loader(preset, images, runtime)
     counted = cost(preset, shape)

@@ -37,28 +37,6 @@ from .state import TrainState
 Say = Callable[[str], None]
 
 
-def new(
-    name: str,
-    preset: Preset,
-    machine: Trainer,
-    out: Path | None = None,
-    init_from: str | None = None,
-    data_dir: Path | None = None,
-    skip_bad: bool = False,
-) -> tuple[Outcome, Path]:
-    """Train a new model by `preset` into `out` (default: the next free runs/NAME). Raises InputError before any work
-    is done."""
-    opened = open_all(name, preset, machine, out, init_from, data_dir, skip_bad)
-    state, loader = begin(opened)  # refused before the folder is made
-    runtime, folder = opened.runtime, open_folder(name, out)
-    with alone(folder):
-        if ranks.rank() == 0:
-            holds_no_run(folder)  # once more, now that nobody else can start one here
-        write_preset(folder, state, runtime)
-        states.save_checkpoint(folder, state, runtime)  # something to go back to from the first step on
-        return finish(state, loader, folder, runtime), folder
-
-
 class Opened(NamedTuple):
     """What a new run is made of."""
 
@@ -105,6 +83,18 @@ def begin(opened: Opened) -> tuple[TrainState, Loader | Windows]:
     if source is not None:
         states.init_from(state, source)
     return state, loader
+
+
+def new(opened: Opened, out: Path | None = None) -> tuple[Outcome, Path]:
+    """Train a new model into `out` (default: the next free runs/NAME). Raises InputError before any work is done."""
+    state, loader = begin(opened)  # refused before the folder is made
+    runtime, folder = opened.runtime, open_folder(opened.facts["preset"], out)
+    with alone(folder):
+        if ranks.rank() == 0:
+            holds_no_run(folder)  # once more, now that nobody else can start one here
+        write_preset(folder, state, runtime)
+        states.save_checkpoint(folder, state, runtime)  # something to go back to from the first step on
+        return finish(state, loader, folder, runtime), folder
 
 
 def resume(

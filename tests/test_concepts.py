@@ -53,7 +53,7 @@ def test_other_terms_are_refused(text):
 def test_terms_compose_to_the_densities_that_gaussians_give():
     """Precisions add, weighted; a not: term takes its own away; or: terms are a mixture."""
     parsed = [terms.parse(t) for t in ("a", "2*b", "not:0.5*c")]
-    E = product(*terms.factors(parsed, [gaussian(0.0), gaussian(3.0), gaussian(-1.0)]))
+    E = product(*terms.factors(parsed, [gaussian(0.0), gaussian(3.0), gaussian(-1.0)], 1.0))
     # p ∝ N(0, 1) N(3, 1)^2 / N(-1, 1)^0.5: precision 1 + 2 - 0.5, mean (0 + 6 + 0.5) / 2.5
     x = torch.linspace(-4, 8, 50)[:, None]
     expected = gaussian(6.5 / 2.5, 2.5)(x)
@@ -61,7 +61,7 @@ def test_terms_compose_to_the_densities_that_gaussians_give():
     assert torch.allclose(difference, difference[0].expand(50), atol=1e-4)
     # Beside a plain term the mixture is one factor: a cycle of chains has two, not three.
     plain, either = terms.factors(
-        [terms.parse(t) for t in ("or:a", "c", "or:3*b")], [gaussian(m) for m in (0.0, 1.0, 5.0)]
+        [terms.parse(t) for t in ("or:a", "c", "or:3*b")], [gaussian(m) for m in (0.0, 1.0, 5.0)], 1.0
     )
     assert torch.equal(plain(x), gaussian(1.0)(x))
     assert torch.allclose(either(x), -torch.log(torch.exp(-gaussian(0.0)(x)) + 3 * torch.exp(-gaussian(5.0)(x))))
@@ -69,7 +69,36 @@ def test_terms_compose_to_the_densities_that_gaussians_give():
 
 def test_a_composition_of_not_terms_alone_is_refused():
     with pytest.raises(InputError, match="no mode"):
-        terms.factors([terms.parse("not:a")], [gaussian(0.0)])
+        terms.factors([terms.parse("not:a")], [gaussian(0.0)], 1.0)
+
+
+def test_a_chain_on_or_terms_ends_at_one_of_them():
+    """N(±½, 1) at the paper's temperature: half of the chains from around 0 end at each, none at the mean of both; of
+    terms weighed for T = 1 all would."""
+    parsed, Es = [terms.parse("or:a"), terms.parse("or:b")], [gaussian(-0.5), gaussian(0.5)]
+    step, noise = 0.1, 0.0005
+    x = 0.5 * torch.randn((400, 1), generator=torch.Generator().manual_seed(0))
+    E = product(*terms.factors(parsed, Es, noise**2 / (2 * step)))
+    end = run(langevin(step, noise), E, x, 200, torch.Generator().manual_seed(1))[0].x
+    assert (end.abs() - 0.5).abs().max() < 0.01 and 0.4 < (end > 0).float().mean() < 0.6
+    blended = run(langevin(step, noise), product(*terms.factors(parsed, Es, 1.0)), x, 200)[0].x
+    assert blended.abs().max() < 0.01
+
+
+def test_or_terms_of_a_model_are_its_own_pictures(tmp_path):
+    """Of one term the mixture is that term, to the byte; of two, each picture has as low an energy under one of them as
+    that one's own have (the mean of both energies makes blends, which lie above)."""
+    from igebm import model
+
+    common = ["--n", "12", "--steps", "300", "--dtype", "float32", "--out"]
+    for name, asked in {"zero": ["digits=0"], "alone": ["or:digits=0"], "one": ["digits=1"]}.items():
+        assert main(["compose", *asked, *common, str(tmp_path / name)]) == 0
+    assert main(["compose", "or:digits=0", "or:digits=1", *common, str(tmp_path / "either")]) == 0
+    found = {name: np.load(tmp_path / name / "samples.npy") for name in ("zero", "alone", "one", "either")}
+    assert np.array_equal(found["zero"], found["alone"])
+    m = model.load("digits")
+    e = lambda name, k: m.energy(found[name], np.full(12, k))
+    assert np.minimum(e("either", 0), e("either", 1)).mean() < max(e("zero", 0).mean(), e("one", 1).mean()) + 0.002
 
 
 def test_a_cycle_of_two_gaussians_alternates_between_their_pulls():

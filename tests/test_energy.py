@@ -8,6 +8,7 @@ from targets import PRECISION, gaussian
 
 from igebm.compose import bridge, mixture, negation, product, tempered
 from igebm.energy import energy_and_grad, given
+from igebm.errors import InputError
 from igebm.objectives import (
     OBJECTIVES,
     contrastive,
@@ -64,6 +65,28 @@ def test_compositions_of_gaussians(composed, truth):
 def test_mixture_is_the_explicit_density():
     e = mixture(A, B, weights=(0.2, 3.0))(X)
     assert torch.allclose(torch.exp(-e), 0.2 * torch.exp(-A(X)) + 3.0 * torch.exp(-B(X)))
+
+
+@pytest.mark.parametrize("T", [0.01, 1.0, 30.0])
+def test_mixture_is_the_explicit_density_at_the_temperature_of_the_chain(T):
+    e = mixture(A, B, weights=(0.2, 3.0), temperature=T)(X)
+    explicit = 0.2 * torch.exp(-A(X) / T) + 3.0 * torch.exp(-B(X) / T)
+    there = explicit > 0  # exp underflows in the tails at T = 0.01, its logarithm does not
+    assert there.any() and torch.allclose(torch.exp(-e / T)[there], explicit[there], rtol=1e-9)
+
+
+def test_a_cold_mixture_is_the_least_of_its_terms():
+    least = torch.minimum(A(X), B(X))
+    assert torch.equal(mixture(A, B, temperature=0.0)(X), least)
+    assert torch.allclose(mixture(A, B, temperature=1e-6)(X), least, atol=1e-6)  # within T log 2
+
+
+@pytest.mark.parametrize("wrong", [dict(weights=(1.0,)), dict(weights=(1.0, 0.0)), dict(temperature=-1.0)])
+def test_what_is_no_mixture_is_refused(wrong):
+    with pytest.raises(InputError, match="a positive weight each"):
+        mixture(A, B, **wrong)
+    with pytest.raises(InputError, match="at least"):
+        product()
 
 
 @pytest.mark.parametrize("compose", [product, mixture])

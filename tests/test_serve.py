@@ -190,7 +190,7 @@ def test_formula_and_command_say_what_is_done(digits):
     rows = [("and", 1.0, "digits=3"), ("and", 0.0, "digits=1"), ("or", 2.0, "digits=4"), ("or", 1.0, "digits=5"),
             ("not", 0.25, "digits=8"), ("and", 1.0, "")]  # fmt: skip
     parsed = work.combined(rows, {"digits": digits})
-    formula = "E(x) = E(x | 3) + (−log(2 e^(−E(x | 4)) + e^(−E(x | 5)))) − 0.25 E(x | 8)"
+    formula = "E(x) = E(x | 3) + (−T log(2 e^(−E(x | 4)/T) + e^(−E(x | 5)/T))) − 0.25 E(x | 8)"
     assert work.formula(parsed) == formula
     assert [terms.parse(t) for t in shlex.split(work.command(parsed))[2:]] == parsed
 

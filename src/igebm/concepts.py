@@ -19,11 +19,12 @@ from .data.latents import Latent, drawn, on_circle
 from .errors import MOST, Fault, InputError, many, within
 from .files import results_folder, write_array, write_json
 from .inputs import open_model, read_picture, stepped
-from .model import Model, batches, build_kernel
+from .model import Model, batches, build_kernel, temperature
+from .presets import Preset
 from .report import figures
 from .report.plots import grid, write_png
 from .runtime import Runtime
-from .samplers import Kernel, run
+from .samplers import run
 from .terms import Term
 
 
@@ -43,7 +44,7 @@ def compose(asked: Compose) -> Path:
     steps = first.preset.sample_steps if asked.steps is None else asked.steps
     with results_folder(asked.out, Path("composed")) as out:
         with terminal.bar("composing") as screen:
-            found, energies = chains(asked, parsed, models, build_kernel(preset), steps, screen.step)
+            found, energies = chains(asked, parsed, models, preset, steps, screen.step)
         write_png(out / "samples.png", grid(found))
         write_array(out / "samples.npy", found)
         about = {
@@ -61,17 +62,18 @@ def compose(asked: Compose) -> Path:
 
 
 def chains(
-    asked: Compose, parsed: list[Term], models: dict[str, Model], kernel: Kernel, steps: int, tell: terminal.Step
+    asked: Compose, parsed: list[Term], models: dict[str, Model], preset: Preset, steps: int, tell: terminal.Step
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where chains on the composition end: uint8 images (n, H, W, C), and each term's energy of each, (n, terms)."""
+    """Where chains on the composition that step as `preset` says end, uint8 images (n, H, W, C), and each term's energy
+    of each, (n, terms)."""
     first = next(iter(models.values()))
     found = np.empty((asked.n, first.shape.height, first.shape.width, first.shape.channels), np.uint8)
     energies = np.empty((asked.n, len(parsed)))
-    generator = torch.Generator(first.device).manual_seed(asked.seed)
+    generator, kernel = torch.Generator(first.device).manual_seed(asked.seed), build_kernel(preset)
     for part in batches(asked.n, asked.batch):
         n = part.stop - part.start
         Es = energies_of(parsed, models, n)
-        factors = terms.factors(parsed, Es)
+        factors = terms.factors(parsed, Es, temperature(preset))
         step = terms.cyclic(kernel, factors) if asked.mode == "cyclic" else kernel
         x = torch.rand((n, *first.shape.image), generator=generator, device=first.device)
         done = lambda k, *_, a=part.start, n=n: tell(a * steps + k * n, asked.n * steps)

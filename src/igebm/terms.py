@@ -100,16 +100,17 @@ def in_units_of(first: Model, m: Model, E: Energy) -> Energy:
     return weighted(E, T1 / T if 0 < T1 < math.inf and 0 < T < math.inf else 1.0)
 
 
-def factors(terms: Sequence[Term], energies: Sequence[Energy]) -> list[Energy]:
-    """What is added up: wᵢ Eᵢ of each plain term, -log Σ wⱼ e^(-Eⱼ) over the or: terms, -wₖ Eₖ of each not: term.
+def factors(terms: Sequence[Term], energies: Sequence[Energy], T: float) -> list[Energy]:
+    """What is added up: wᵢ Eᵢ of each plain term, -T log Σ wⱼ e^(-Eⱼ / T) over the or: terms, -wₖ Eₖ of each not: term.
 
-    Raises InputError where nothing but not: terms is there: they push away from something, towards nothing.
+    T is the temperature of the chains that are to sample it (infinite where they do not move: 1 is taken). Raises
+    InputError where nothing but not: terms is there: they push away from something, towards nothing.
     """
     of = lambda part: [(t.weight, E) for t, E in zip(terms, energies, strict=True) if t.part == part]
     found = [weighted(E, w) for w, E in of("and")]
     if of("or"):
         weights, Es = zip(*of("or"), strict=True)
-        found.append(mixture(*Es, weights=weights))
+        found.append(mixture(*Es, weights=weights, temperature=T if T < math.inf else 1.0))
     if not found:
         raise InputError("not: terms alone have no mode: give at least one term without not:")
     return found + [weighted(E, -w) for w, E in of("not")]

@@ -24,7 +24,8 @@ from ..data.latents import on_circle, spread
 from ..energy import Energy
 from ..errors import Fault, InputError, unknown
 from ..inputs import load_split
-from ..model import Model, batches, build_kernel
+from ..model import Model, batches, build_kernel, temperature
+from ..presets import Preset
 from ..samplers import Kernel, State, masked, run
 from ..terms import Term
 
@@ -122,8 +123,12 @@ def paced(moving: Iterator[Frame], every: float = 0.1) -> Iterator[Frame]:
             yield frame
 
 
+def stepped(m: Model, chain: Chain) -> Preset:
+    return replace(m.preset, step_size=chain.step_size, noise=chain.noise)
+
+
 def kernel_of(m: Model, chain: Chain) -> Kernel:
-    return build_kernel(replace(m.preset, step_size=chain.step_size, noise=chain.noise))
+    return build_kernel(stepped(m, chain))
 
 
 def watch(m: Model, condition: str | None, chain: Chain) -> Iterator[Frame]:
@@ -201,9 +206,10 @@ def combine(parsed: Sequence[Term], models: Mapping[str, Model], chain: Chain) -
     chain = checked(chain)
     m = models[parsed[0].source]
     Es = [terms.bound(term, models[term.source], chain.n, m) for term in parsed]
-    E = product(*terms.factors(parsed, Es))
+    preset = stepped(m, chain)
+    E = product(*terms.factors(parsed, Es, temperature(preset)))
     x, generator = noise(m, chain)
-    yield from frames(kernel_of(m, chain), E, x, chain.steps, generator)
+    yield from frames(build_kernel(preset), E, x, chain.steps, generator)
 
 
 def formula(parsed: Sequence[Term]) -> str:
@@ -211,9 +217,9 @@ def formula(parsed: Sequence[Term]) -> str:
     factor = lambda t: "" if t.weight == 1 else f"{t.weight:g} "
     name = lambda t: f"E(x | {t.value})" if t.value else "E(x)"
     plus = [f"{factor(t)}{name(t)}" for t in parsed if t.part == "and"]
-    either = [f"{factor(t)}e^(−{name(t)})" for t in parsed if t.part == "or"]
+    either = [f"{factor(t)}e^(−{name(t)}/T)" for t in parsed if t.part == "or"]
     if either:
-        plus.append(f"−log({' + '.join(either)})" if not plus else f"(−log({' + '.join(either)}))")
+        plus.append(f"−T log({' + '.join(either)})" if not plus else f"(−T log({' + '.join(either)}))")
     minus = "".join(f" − {factor(t)}{name(t)}" for t in parsed if t.part == "not")
     return f"E(x) = {' + '.join(plus)}{minus}"
 

@@ -21,6 +21,7 @@ from igebm.nets.image import ImageEnergy, encode, least_weights
 from igebm.nets.layers import Conditional, ResBlock, SpectralConv2d, power_iteration
 from igebm.nets.trajectory import TrajectoryEnergy
 from igebm.presets import parse_blocks
+from igebm.samplers import langevin, run
 from igebm.training import ema
 
 Y = torch.tensor([0, 3, -1, 9])
@@ -174,6 +175,21 @@ def test_folded_is_the_network(options, size, condition):
     for E in (Twin(n, torch.float64).given(y), attached(n, y), frozen(n, y)):
         e2, g2 = energy_and_grad(E, x)
         assert torch.allclose(e2, e, rtol=1e-10, atol=1e-10) and torch.allclose(g2, g, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["swish", "leaky-relu"])
+def test_a_chain_on_the_twin_can_be_differentiated(activation):
+    """∂ end / ∂ start of Langevin steps is a product of 1 - η Hessian: that of the plain network, and by the twin's own
+    gradient, which is no function of x to autograd, it would be 1."""
+    n, x = net(10, "1 2d 2", activation=activation), torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    found = []
+    for E in (given(n, Y[:2]), Twin(n, torch.float64).given(Y[:2])):
+        start = x.clone().requires_grad_()
+        end, _ = run(langevin(5.0, 0.0), E, start, 3, differentiate="all")
+        found.append((end.x.detach(), torch.autograd.grad(end.x.square().sum(), start)[0]))
+    (a, ga), (b, gb) = found
+    assert torch.allclose(a, b) and torch.allclose(ga, gb, rtol=1e-8, atol=1e-10)
+    assert not torch.allclose(ga, 2 * a, rtol=1e-6) or activation == "leaky-relu"
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())

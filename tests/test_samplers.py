@@ -2,10 +2,12 @@
 
 import math
 
+import jaxtyping
 import pytest
 import torch
 from targets import GUMBEL, PRECISION, five_sigma, gaussian
 
+from igebm.buffer import Buffer
 from igebm.errors import InputError
 from igebm.samplers import State, hmc, langevin, mala, masked, mppi, run
 from igebm.samplers.chain import segment_length
@@ -43,6 +45,53 @@ def test_ten_and_ten_steps_are_twenty_bit_for_bit(kernel):
     twice, _ = run(kernel, gaussian(), halfway, 10, g)
     straight, _ = run(kernel, gaussian(), x, 20, torch.Generator().manual_seed(1))
     assert torch.equal(twice.x, straight.x)
+
+
+@each_kernel
+def test_a_state_goes_on_on_another_energy_as_its_positions_do(kernel):
+    """What it keeps of E(x) is the first energy's: MALA and HMC that believed it would reject for ever."""
+    x = 0.1 * torch.randn(7, 2, dtype=torch.float64)
+    there = lambda x: gaussian()(x - 0.5)
+    first, _ = run(kernel, gaussian(), x, 10, torch.Generator().manual_seed(1))
+    a, b = (run(kernel, there, start, 10, torch.Generator().manual_seed(2))[0].x for start in (first, first.x))
+    assert torch.equal(a, b) and not torch.equal(a, first.x)
+
+
+def test_an_exact_chain_evaluates_its_energy_once_a_step():
+    """Masked or not: what a state keeps is kept where the energy is the same."""
+    times = []
+
+    def E(x):
+        times.append(len(x))
+        return x.square().sum(1)
+
+    x, mask = torch.zeros(3, 2), torch.tensor([True, False])
+    for kernel in (mala(0.1), masked(mala(0.1), mask, x)):
+        times.clear()
+        state, _ = run(kernel, E, x, 10, torch.Generator().manual_seed(0))
+        run(kernel, E, state, 10, torch.Generator().manual_seed(0))
+        assert len(times) == 21
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: langevin(0.1, 0.1, order="Before"),
+        lambda: langevin(0.1, 0.1, clip=-0.01),
+        lambda: langevin(-0.1, 0.1),
+        lambda: hmc(0.1, wall="mirrored", box=(0, 1)),
+        lambda: Buffer(4, (1,), policy="Ring"),
+        lambda: Buffer(4, (1,), rounding="floor"),
+        lambda: run(langevin(0.1, 0.1), gaussian(), torch.zeros(1, 2), 1, differentiate="al"),
+    ],
+)
+def test_misspelt_choices_are_refused(make):
+    jaxtyping.config.update("jaxtyping_disable", True)  # as it is where users are
+    try:
+        with pytest.raises(InputError):
+            make()
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @each_kernel
@@ -382,6 +431,22 @@ def test_recomputation_changes_neither_values_nor_gradients(recompute, kernel):
     assert torch.equal(a, b)
     ga, gb = (torch.autograd.grad(v, theta)[0] for v in (a, b))
     assert torch.allclose(ga, gb, rtol=1e-12)
+
+
+def test_recomputation_draws_the_dropout_again_that_it_drew():
+    """F.dropout draws from torch's own generator, which ends where the chain without recomputation leaves it."""
+    found = []
+    for recompute in (1, 3):
+        theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        E = lambda x, theta=theta: (theta * torch.nn.functional.dropout(x, 0.5).pow(4)).sum(1)
+        torch.manual_seed(5)
+        start, g = torch.ones(4, 6, dtype=torch.float64), torch.Generator().manual_seed(1)
+        end, _ = run(langevin(0.05, 0.1), E, start, 9, g, differentiate="all", recompute=recompute)
+        after = torch.rand(1)
+        (got,) = torch.autograd.grad(end.x.mean(), theta)
+        found.append((end.x.detach(), after, got))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)
 
 
 def test_recomputation_leaves_the_generator_where_the_chain_left_it():

@@ -5,7 +5,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .energy import over
+from .errors import InputError, unknown
 from .gpu import sent
 
 
@@ -44,6 +45,10 @@ class Buffer:
     ):
         if capacity < 0:
             raise InputError(f"a buffer cannot hold {capacity} samples; give 0 for none")
+        if policy not in ("slots", "ring"):
+            raise unknown("policy", policy, ("slots", "ring"))
+        if rounding not in ("unbiased", "release"):
+            raise unknown("rounding", rounding, ("unbiased", "release"))
         self.x = torch.zeros((capacity, *shape), dtype=dtype, device=device)
         self.y = (
             None if labels is None else torch.zeros((capacity, *labels.shape[1:]), dtype=labels.dtype, device=device)
@@ -84,10 +89,10 @@ class Buffer:
         else:
             kept, slots, fresh = self._slots(n, fresh, host)
         here, at = sent(fresh, x_fresh.device), sent(kept, self.x.device)
-        x = torch.where(_over(here, x_fresh), x_fresh, self._decode(self.x[at], x_fresh.dtype, device))
+        x = torch.where(over(here, x_fresh), x_fresh, self._decode(self.x[at], x_fresh.dtype, device))
         y = y_fresh
         if self.y is not None and y_fresh is not None:
-            y = torch.where(_over(here, y_fresh), y_fresh, self.y[at])
+            y = torch.where(over(here, y_fresh), y_fresh, self.y[at])
         return Draw(x, y, slots, here)
 
     def _slots(self, n: int, fresh: Tensor, host: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,8 +177,3 @@ class Buffer:
         self.x[: self.size] = x.to(self.x.device)
         if self.y is not None and y is not None:
             self.y[: self.size] = y.to(self.y.device)
-
-
-def _over(mask: Tensor, like: Tensor) -> Tensor:
-    """(n,) shaped to broadcast over (n, *shape)."""
-    return mask.reshape(-1, *[1] * (like.dim() - 1))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from .errors import InputError
@@ -49,6 +49,11 @@ def checked(e: Tensor, x: Tensor) -> Tensor:
     if e.shape != x.shape[:1]:
         raise InputError(f"an energy gives one number for each item, (B,): for x {tuple(x.shape)} got {tuple(e.shape)}")
     return e
+
+
+def over(item: Shaped[Tensor, "b"], like: Shaped[Tensor, "b *d"]) -> Tensor:
+    """One number an item, (B,), shaped to broadcast over (B, *d)."""
+    return item.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def given(net: Callable[[Tensor, Any], Tensor], y: Any) -> Energy:

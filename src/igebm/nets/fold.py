@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..energy import Energy, energy_and_grad
+from ..energy import Energy, energy_and_grad, over
 from ..gpu import Recorded, in_place
 from ..runtime import Compiled, lack_of_fused
 from . import winograd
@@ -238,19 +238,23 @@ def _activate(h: Tensor, activation: str) -> Tensor:
 
 
 class _ValueAndGrad(torch.autograd.Function):
-    """E(x) with its gradient worked out in the same call: however E is composed, autograd only multiplies by it."""
+    """E(x) with its gradient worked out in the same call: however E is composed, autograd only multiplies by it. Where
+    the gradient is to be differentiated itself, it is worked out once more, on the network as it is now."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        e, g = value_and_grad(x)
-        ctx.save_for_backward(g)
+    def forward(ctx, x: Tensor, E: "Given") -> Tensor:
+        e, g = E.value_and_grad(x)
+        ctx.E = E
+        ctx.save_for_backward(x, g)
         return e
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_e: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (g,) = ctx.saved_tensors
-        return g * grad_e.reshape(-1, *[1] * (g.dim() - 1)), None
+        x, g = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            again = frozen(ctx.E.twin.net, ctx.E.y)
+            (g,) = torch.autograd.grad(again(x).sum(), x, create_graph=True)
+        return g * over(grad_e, g), None
 
 
 MOST_GRAPHS = 4
@@ -391,7 +395,7 @@ class Given:
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
         if torch.is_grad_enabled() and x.requires_grad:
-            return _ValueAndGrad.apply(x, self.value_and_grad)
+            return _ValueAndGrad.apply(x, self)
         with torch.no_grad():
             return energy(self.twin.net, self.twin.weights, self.affines, x)
 

@@ -8,7 +8,9 @@ Kernels are made by `langevin(...)`, `mala(...)`, `hmc(...)`, `mppi(...)`; to ch
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 
 from ..energy import Energy
-from ..errors import InputError
+from ..errors import InputError, unknown
 
 
 class State(NamedTuple):
@@ -26,6 +28,8 @@ class State(NamedTuple):
     x: Tensor
     e: Tensor | None = None
     g: Tensor | None = None
+    of: Energy | None = None
+    """the energy whose e and g these are: on another one they are worked out anew"""
 
 
 class Info(NamedTuple):
@@ -57,7 +61,7 @@ def run(
     recompute: int = 1,
 ) -> tuple[State, Info]:
     """Run `steps` steps of `kernel` on the energy `E` from `x` (B, *shape), or on from a State that an earlier run
-    gave.
+    gave (of another energy, too: what it says of E(x) is then left aside).
 
     `record(k, state, info)` is called after each step k = 1..steps: traces, thinning and animations are made of it.
     10 + 10 steps are the same chain as 20, bit for bit, with one generator going through both.
@@ -68,8 +72,12 @@ def run(
     keeps the least (`record` sees no step of a recomputed segment but the last; gradients reach x and the leaves that
     E closes over, once).
 
-    Returns the last state and the last step's info.
+    Returns the last state and the last step's info. Raises InputError for a negative number of steps, for another
+    word than these, where no gradient flows through a chain that is to be differentiated, and for an energy that gives
+    not one number an item.
     """
+    if differentiate not in ("none", "last", "all"):
+        raise unknown("differentiate", differentiate, ("none", "last", "all"))
     if steps < 0:
         raise InputError(f"the number of steps must not be negative, got {steps}")
     state = x if isinstance(x, State) else State(x)
@@ -102,11 +110,32 @@ NO_GRADIENT = (
 )
 
 
+def global_random(device: torch.device) -> Tensor:
+    """The state of torch's own generator of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+@contextmanager
+def as_it_stood(state: Tensor | None, device: torch.device) -> Iterator[None]:
+    """torch's own generator set to `state` within, and where it was before after it; None: left alone."""
+    if state is None:
+        yield
+        return
+    put = torch.set_rng_state if device.type == "cpu" else partial(torch.cuda.set_rng_state, device=device)
+    before = global_random(device)
+    put(state)
+    try:
+        yield
+    finally:
+        put(before)
+
+
 def leaves_of(kernel: Kernel, E: Energy, x: Tensor, generator: torch.Generator | None) -> list[Tensor]:
     """The leaves of autograd's graph that a step from x depends on beside x: the parameters that E closes over, by
     whatever way (a folded kernel is a function of its weights). Raises InputError where no gradient would flow."""
     start = x.detach().requires_grad_()
-    end = kernel(E, State(start), None if generator is None else generator.clone_state())[0].x
+    with as_it_stood(global_random(x.device), x.device):
+        end = kernel(E, State(start), None if generator is None else generator.clone_state())[0].x
     todo: list[Node | None] = [end.grad_fn]
     seen: set[Node | None] = {None}
     leaves: list[Tensor] = []
@@ -154,16 +183,17 @@ def _segment(
     kernel: Kernel, E: Energy, state: State, steps: int, generator: torch.Generator | None, leaves: list[Tensor]
 ) -> tuple[State, Info]:
     """`steps` steps by `Segment`: the first time with the chain's generator, again with one that stands where it
-    stood."""
+    stood. torch's own generator, which dropout draws from, is set back for it likewise."""
     start, first = None if generator is None else generator.clone_state(), Info()
-    done = False
+    global_start, done = global_random(state.x.device), False
 
     def again(x: Tensor) -> Tensor:
         nonlocal first, done
         random = generator if not done or start is None else start.clone_state()
         s, info = State(x), Info()
-        for _ in range(steps):
-            s, info = kernel(E, s, random)
+        with as_it_stood(global_start if done else None, x.device):
+            for _ in range(steps):
+                s, info = kernel(E, s, random)
         first, done = (first if done else info), True
         return s.x
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..energy import Energy, energy_and_grad
+from ..errors import unknown
 from .chain import Info, Kernel, State
 from .metropolis import Point, accept, point
 
@@ -54,8 +55,11 @@ def hmc(
 
     Samples e^(-E) exactly; in a `box`, trajectories that end outside are rejected, or mirrored at its walls: of a
     thousand pixels one is nearly always outside, so that in a box of many dimensions only mirrors move. An energy that
-    is not a number rejects and counts as divergent. `leapfrog_steps` evaluations of E a step.
+    is not a number rejects and counts as divergent. `leapfrog_steps` evaluations of E a step. Raises InputError for a
+    wall that is neither.
     """
+    if wall not in ("reject", "mirror"):
+        raise unknown("wall", wall, ("reject", "mirror"))
     walls = box if wall == "mirror" else None
 
     def kernel(E: Energy, state: State, generator: torch.Generator | None) -> tuple[State, Info]:
@@ -64,7 +68,7 @@ def hmc(
         p = mass**0.5 * omega
         new, p_new = leapfrog(E, old, p, step_size, leapfrog_steps, mass, walls)
         log_ratio = (old.e + _kinetic(p, mass)) - (new.e + _kinetic(p_new, mass))
-        return accept(old, new, log_ratio, box if walls is None else None, generator)
+        return accept(E, old, new, log_ratio, box if walls is None else None, generator)
 
     return kernel
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..energy import Energy, energy_and_grad
+from ..errors import InputError, unknown
 from .chain import Info, Kernel, State
 
 
@@ -46,7 +47,12 @@ def langevin(
     box: tuple[float, float] | None = None,
     order: Literal["after", "before"] = "after",
 ) -> Kernel:
-    """The kernel of `step`. The paper's images: step_size 10, noise 0.005, clip 0.01, box (0, 1)."""
+    """The kernel of `step`. The paper's images: step_size 10, noise 0.005, clip 0.01, box (0, 1). Raises InputError for
+    an order that is none, and for a step size, noise or clip below 0."""
+    if order not in ("after", "before"):
+        raise unknown("order", order, ("after", "before"))
+    if not min(step_size, noise, clip) >= 0:
+        raise InputError(f"step_size {step_size:g}, noise {noise:g}, clip {clip:g}: none of them is below 0")
 
     def move(E: Energy, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         return step(E, x, step_size, noise, clip, box, order, generator)

@@ -25,7 +25,7 @@ def mala(step_size: float, box: tuple[float, float] | None = None) -> Kernel:
         x = _drift(old, step_size) + math.sqrt(2 * step_size) * omega
         new = Point(x, *energy_and_grad(E, x))
         log_ratio = old.e - new.e + _log_q(old.x, new, step_size) - _log_q(new.x, old, step_size)
-        return accept(old, new, log_ratio, box, generator)
+        return accept(E, old, new, log_ratio, box, generator)
 
     return kernel
 

@@ -22,9 +22,14 @@ def masked(kernel: Kernel, mask: Bool[Tensor, "*m"], known: Float[Tensor, "b *d"
     def fill(x: Tensor) -> Tensor:
         return torch.where(mask, x, known)
 
+    seen: tuple[Energy, Energy] | None = None  # E, and what the kernel sees of it: one object for all of a chain
+
     def kernel_masked(E: Energy, state: State, generator: torch.Generator | None) -> tuple[State, Info]:
+        nonlocal seen
+        if seen is None or seen[0] is not E:
+            seen = E, lambda x: E(fill(x))
         hidden = state._replace(x=torch.where(mask, state.x, inside))
-        moved, info = kernel(lambda x: E(fill(x)), hidden, generator)
+        moved, info = kernel(seen[1], hidden, generator)
         return moved._replace(x=fill(moved.x)), info
 
     return kernel_masked

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..energy import Energy, energy_and_grad
+from ..energy import Energy, energy_and_grad, over
 from .chain import Info, State
 
 
@@ -19,13 +19,15 @@ class Point(NamedTuple):
 
 
 def point(E: Energy, state: State) -> Point:
-    """`state` with its energy and gradient, evaluated where they are not at hand (the first step of a chain)."""
-    if state.e is not None and state.g is not None:
+    """`state` with its energy and gradient, evaluated where they are not at hand (the first step of a chain) or are
+    another energy's."""
+    if state.e is not None and state.g is not None and state.of is E:
         return Point(state.x, state.e, state.g)
     return Point(state.x, *energy_and_grad(E, state.x))
 
 
 def accept(
+    E: Energy,
     old: Point,
     new: Point,
     log_ratio: Float[Tensor, "b"],
@@ -43,10 +45,5 @@ def accept(
         prob = prob * ((new.x >= box[0]) & (new.x <= box[1])).flatten(1).all(1)
     u = torch.rand(prob.shape, generator=generator, device=prob.device, dtype=prob.dtype)
     taken = u < prob
-    x, e, g = (torch.where(_over(taken, n), n, o) for n, o in zip(new, old, strict=True))
-    return State(x, e, g), Info(e=e, g=g, accept_prob=prob, divergent=divergent)
-
-
-def _over(mask: Tensor, like: Tensor) -> Tensor:
-    """(B,) shaped to broadcast over (B, *shape)."""
-    return mask.reshape(-1, *[1] * (like.dim() - 1))
+    x, e, g = (torch.where(over(taken, n), n, o) for n, o in zip(new, old, strict=True))
+    return State(x, e, g, E), Info(e=e, g=g, accept_prob=prob, divergent=divergent)

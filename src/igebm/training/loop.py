@@ -24,6 +24,7 @@ from ..data import Loader
 from ..data.latents import spread
 from ..data.restarts import augmented
 from ..data.series import Windows
+from ..energy import over
 from ..errors import Fault, InputError
 from ..files import writable_folder, write_text
 from ..forecast import Forecaster, chain_start
@@ -311,7 +312,7 @@ def draw_chains(
     restart = p.restart if len(state.buffer) == state.buffer.capacity else max(p.restart, p.buffer_fill)
     chains = state.buffer.draw(noise, y_pos, restart, host, device)
     if p.buffer_augment:
-        fresh = chains.fresh.reshape(-1, 1, 1, 1)
+        fresh = over(chains.fresh, chains.x)
         chains = chains._replace(x=torch.where(fresh, chains.x, augmented(chains.x, device)))
     return chains._replace(y=y_pos) if p.buffer_labels == "batch" else chains
 

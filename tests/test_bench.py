@@ -8,14 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from igebm import presets, runtime
 from igebm.benchmarks import reference, speed
 from igebm.data import Images, Loader
 from igebm.errors import Fault
-from igebm.model import Shape, build_image_net
+from igebm.model import Shape, build_image_net, build_kernel, build_net
+from igebm.nets.bound import attached, frozen
 from igebm.nets.layers import power_iteration
 from igebm.presets import Trainer
+from igebm.samplers import run
+from igebm.samplers.chain import segment_length
+from igebm.shapes import SeriesShape
 from igebm.training import loop
 from igebm.training import state as states
 from igebm.training.cost import cost
@@ -51,6 +56,36 @@ def test_a_dry_run_counts_what_is_counted_by_hand():
     more = (asked["flop_per_iteration"] - plain["flop_per_iteration"]) / (3 * 2)
     stem, first = 9 * 3 * 8 * 32**2, 9 * 8 * 8 * 32**2  # the stem's gradient goes to its weights alone
     assert more == pytest.approx(plain["flop_per_image_and_update"] - 2 * (2 * stem + 3 * first), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("balls-langevin", {}),
+        ("balls-mppi", {}),
+        ("digits", dict(kl="all")),
+        ("digits", dict(kl="last")),
+        ("digits", dict(kl="all", chain_steps=3)),
+    ],
+)
+def test_what_l_kl_costs_is_what_a_real_chain_of_it_does(name, changes):
+    """Counted on all of K steps, E of their end and the way back; the estimate counts one and two of them."""
+    p = replace(presets.named(name), **changes)
+    series = p.network == "trajectory"
+    shape = SeriesShape(3, tuple("abcd"), (0.0,) * 4, (1.0,) * 4) if series else Shape(1, 8, 8, tuple("0123456789"))
+    net, x = build_net(p, shape), torch.rand(1, *shape.item)
+    y = torch.rand(1, 3, 4) if series else torch.zeros(1, dtype=torch.long)
+    on = lambda E: lambda x: E(1 * x)  # torch's counter wants no leaf where a module begins
+    through = 1 if p.kl == "last" else p.chain_steps
+    recompute = 1 if series else segment_length(through)
+    with FlopCounterMode(display=False) as counter:
+        start = run(build_kernel(p), on(frozen(net, y)), x, p.chain_steps - through)[0].x
+        E = on(attached(net, y))
+        end = run(build_kernel(p), E, start, through, differentiate="all", recompute=recompute)[0].x
+        frozen(net, y)(end).sum().backward()
+    counted = cost(p, shape)
+    chain = counted["flop_per_iteration"] / p.batch - 2 * counted["flop_per_image_and_update"]
+    assert chain == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_a_whole_benchmark_adds_up(tmp_path):

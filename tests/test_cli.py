@@ -484,6 +484,14 @@ MISTAKES = {
     "a dry run of what is not to be had": (["train", "balls-langevin", "--dry-run", "--dtype", "bfloat16"], "float32"),
     "seed of samples": (["sample", "digits", "--seed", "-1"], "--seed -1: choose between 0"),
     "seed of a composition": (["compose", "digits=3", "--seed", "9" * 20], "--seed ...: choose between 0"),
+    "noise of an inference": (
+        ["infer", "dsprites-scale", "/nowhere.png", "--noise", "0"],
+        "--noise 0: give a number above",
+    ),
+    "step of an inference": (
+        ["infer", "dsprites-scale", "/nowhere.png", "--step-size", "-4"],
+        "--step-size -4: give a number above",
+    ),
     "seed of an inference": (["infer", "dsprites-scale", "/nowhere.png", "--seed", "-1"], "--seed -1"),
     "seed of rollouts": (["eval", "rollout", "balls-langevin", "--seed", "-1"], "--seed -1"),
     "seed of concepts": (["eval", "concepts", "dsprites-scale", "--seed", "-1"], "--seed -1"),

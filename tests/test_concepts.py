@@ -144,7 +144,9 @@ def test_a_chain_over_latents_samples_the_posterior_it_should(generator):
     latent, k, m = (Latent("a", -1.0, 3.0),), 40.0, 1.5
     y = torch.full((4000, 1), 0.0)
     eta, sigma = 2e-4, 0.01
-    end = inference.chain(lambda y: 0.5 * k * (y[:, 0] - m).square(), y, latent, 400, eta, sigma, generator)
+    end = inference.chain(
+        lambda y: 0.5 * k * (y[:, 0] - m).square(), y, latent, 400, inference.Steps(eta, sigma), generator
+    )
     # In z = (y + 1) / 4 the precision is P = 16 k, and z' = z - η P (z - z₀) + σ ω has variance σ² / (1 - (1 - η P)²).
     P = 16 * k
     variance = sigma**2 / (1 - (1 - eta * P) ** 2) * 16
@@ -162,11 +164,11 @@ def test_the_bundled_models_know_place_and_scale_of_pictures_they_are_shown():
     x = torch.from_numpy(pictures(z, 32)).permute(0, 3, 1, 2).float() / 255
     for factor, true, most in (("position", place, 0.06), ("scale", scale[:, None], 0.1)):
         m = model.load(f"dsprites-{factor}")
-        size, found = inference.step_size(m.preset, 0.03), []
+        each, found = inference.steps_of(m.preset), []
         for k in range(len(x)):
             y = torch.from_numpy(drawn(m.shape.latents, 32, np.random.default_rng(k)))
             E = m.twin.over(x[k : k + 1].expand(32, -1, -1, -1))
-            end = inference.chain(E, y, m.shape.latents, 200, size, 0.03, torch.Generator().manual_seed(k))
+            end = inference.chain(E, y, m.shape.latents, 200, each, torch.Generator().manual_seed(k))
             found.append(end.mean(0).numpy())
         assert np.abs(np.array(found) - true).mean() < most
 
@@ -174,8 +176,19 @@ def test_the_bundled_models_know_place_and_scale_of_pictures_they_are_shown():
 def test_the_step_over_latents_draws_the_posterior_that_training_asked_for():
     """T = σ² / 2λ is label_temperature; without the posterior in training it is the released code's step."""
     p = replace(presets.named("dsprites-scale"), label_temperature=0.05)
-    assert inference.step_size(p, 0.03) == pytest.approx(0.009)
-    assert inference.step_size(replace(p, label_weight=0.0), 0.03) == 1.0
+    assert inference.steps_of(p) == inference.Steps(pytest.approx(0.009), 0.03)
+    assert inference.steps_of(p, noise=0.06) == inference.Steps(pytest.approx(0.036), 0.06)
+    p = replace(p, label_weight=0.0)
+    assert inference.steps_of(p) == (4.0, 0.06, "before") and inference.steps_of(p, 1.0) == (1.0, 0.06, "before")
+
+
+def test_the_released_chain_over_a_size_by_hand():
+    """l ← clip(l + 0.03 ω, then - ∂E/∂l there) in [0.5, 1], E = (l - 0.7)² / 4."""
+    size, l = (Latent("size", 0.5, 1.0),), torch.tensor([[0.6], [0.9], [0.55]])
+    E = lambda y: (y[:, 0] - 0.7).square() / 4
+    got = inference.chain(E, l, size, 1, inference.RELEASED, torch.Generator().manual_seed(3))
+    noised = l + 0.03 * torch.randn(3, 1, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(got, (noised - 0.5 * (noised - 0.7)).clamp(0.5, 1.0), atol=1e-6)
 
 
 def test_other_conditions_are_other_labels_none_twice():

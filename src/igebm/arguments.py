@@ -240,9 +240,11 @@ class Infer:
     """chain steps; default: 200"""
     step_size: float | None = None
     """what multiplies the gradient, latents counted in shares of their ranges; default: noise² / 2T for a model that
-    was trained with the posterior of its data at T (--label-weight, --label-temperature), else 1 (released)"""
+    was trained with the posterior of its data at T (--label-weight, --label-temperature), else 4 (released: 1 in
+    units of a size from 0.5 to 1)"""
     noise: float | None = None
-    """standard deviation of a step's noise; default: 0.03 (released)"""
+    """standard deviation of a step's noise; default: 0.03, without that posterior 0.06 (released: 0.03 in units of a
+    size from 0.5 to 1)"""
     seed: int = 0
     out: Path | None = None
     """folder; default: the next free inferred/IMAGE"""

@@ -117,6 +117,9 @@ def infer(asked: Infer) -> None:
     for name in ("n", "steps"):
         within(f"--{name}", getattr(asked, name), 1, MOST)
     within("--seed", asked.seed, 0, 2**31 - 1)
+    for name, value in (("--step-size", asked.step_size), ("--noise", asked.noise)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} {value:g}: give a number above 0")
     m, runtime = open_model(asked.model, asked.machine)
     if not m.conditional:
         raise InputError(f"{m.name} is unconditional: there is nothing to infer; take one with classes or latents")
@@ -157,16 +160,15 @@ def classes_of(m: Model, picture: np.ndarray, out: Path) -> dict:
 def latents_of(m: Model, picture: np.ndarray, asked: Infer, out: Path) -> dict:
     """Many chains over the latents, from starts all over their ranges; mean and spread of where they end."""
     latents, n, steps = m.shape.latents, asked.n or 256, asked.steps or 200
-    noise = inference.NOISE if asked.noise is None else asked.noise
     rng = np.random.default_rng(asked.seed)
     y = torch.from_numpy(drawn(latents, n, rng)).to(m.device)
     x = centred(torch.tensor(picture, device=m.device).permute(0, 3, 1, 2))
     E = m.twin.over(x)
-    step = inference.step_size(m.preset, noise) if asked.step_size is None else asked.step_size
+    each = inference.steps_of(m.preset, asked.step_size, asked.noise)
     generator = torch.Generator(m.device).manual_seed(asked.seed)
     with terminal.bar("inferring") as screen:
         tell = lambda k, *_: screen.step(k, steps)
-        end = inference.chain(E, y, latents, steps, step, noise, generator, tell)
+        end = inference.chain(E, y, latents, steps, each, generator, tell)
     if not torch.isfinite(end).all():
         raise Fault("a chain over the latents left the numbers; lower --step-size")
     with torch.no_grad():
@@ -187,7 +189,7 @@ def latents_of(m: Model, picture: np.ndarray, asked: Infer, out: Path) -> dict:
         | {"least_energy": float(values[best])}
         for name, (values, _, _) in shown.items()
     }
-    chain = {"chains": n, "steps": steps, "step_size": step, "noise": noise}
+    chain = {"chains": n, "steps": steps, "step_size": each.step_size, "noise": each.noise}
     return chain | {"latents": table}
 
 

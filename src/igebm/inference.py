@@ -7,6 +7,7 @@ y, which training does not promise.
 
 import math
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -48,14 +49,29 @@ def others(y: Tensor, shape: Shape, n: int, generator: torch.Generator | None = 
     return ((y[:, None] + 1 + order) % classes).T
 
 
+class Steps(NamedTuple):
+    """Langevin's settings of a chain over latents in shares of their ranges."""
+
+    step_size: float
+    noise: float
+    order: Literal["after", "before"] = "after"
+
+
+RELEASED = Steps(4.0, 0.06, "before")
+"""the released code's chain over a sprite's size, λ = 1 and σ = 0.03 in units of a size from 0.5 to 1"""
 NOISE = 0.03
-"""of a step over the latents, in units of their ranges (released code)"""
+"""of a step that keeps to a temperature"""
 
 
-def step_size(preset: Preset, noise: float) -> float:
-    """λ of chains over the latents whose density is exp(-E / T), T = σ² / 2λ: that of the posterior which training
-    asked for (`label_temperature`), or the released code's 1 where it asked for none."""
-    return noise**2 / (2 * preset.label_temperature) if preset.label_weight else 1.0
+def steps_of(preset: Preset, step_size: float | None = None, noise: float | None = None) -> Steps:
+    """Those of chains whose density is exp(-E / T), T = σ² / 2λ that of the posterior which training asked for
+    (`label_temperature`); the released code's where it asked for none. What is given counts instead, and λ follows a
+    σ that is given alone."""
+    if not preset.label_weight:
+        given = {"step_size": step_size, "noise": noise}
+        return RELEASED._replace(**{name: value for name, value in given.items() if value is not None})
+    noise = NOISE if noise is None else noise
+    return Steps(noise**2 / (2 * preset.label_temperature) if step_size is None else step_size, noise)
 
 
 def chain(
@@ -63,16 +79,13 @@ def chain(
     y: Float[Tensor, "b d"],
     latents: Sequence[Latent],
     steps: int,
-    step_size: float = 1.0,
-    noise: float = NOISE,
+    each: Steps = RELEASED,
     generator: torch.Generator | None = None,
     record: Record | None = None,
 ) -> Float[Tensor, "b d"]:
-    """Langevin steps (eq. 4) over the latents from y, with E a function of them (`Twin.over`). Defaults: the released
-    code's, in units of the ranges."""
+    """Langevin steps (eq. 4) over the latents from y, with E a function of them (`Twin.over`)."""
     box = None if on_circle(latents) else (0.0, 1.0)
     start = to_unit(y, latents)
-    end, _ = run(
-        langevin(step_size, noise, box=box), lambda z: E(from_unit(z, latents)), start, steps, generator, record
-    )
+    kernel = langevin(each.step_size, each.noise, box=box, order=each.order)
+    end, _ = run(kernel, lambda z: E(from_unit(z, latents)), start, steps, generator, record)
     return from_unit(end.x, latents)

@@ -96,8 +96,8 @@ class Preset:
     """how far above counts as far, in units of E"""
 
     latent_steps: int = 0
-    """chain steps over the latents of each sample, after those over its image: latent sampling in the proposal (section
-    6); 0: samples keep the latents they were started with"""
+    """chain steps over the latents of each sample, after those over its image, as `igebm infer` takes them: latent
+    sampling in the proposal (section 6); 0: samples keep the latents they were started with"""
 
     # Replay buffer
     buffer_size: int = 10_000

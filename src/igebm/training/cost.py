@@ -18,6 +18,7 @@ from ..nets.trajectory import TrajectoryPredictor
 from ..presets import Preset
 from ..runtime import Runtime
 from ..samplers import run
+from ..samplers.chain import segment_length
 from ..shapes import SeriesShape, Shape
 
 
@@ -40,9 +41,7 @@ def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
     bound = frozen(net, y)  # folding and binding are done once a chain
     step = _count(lambda: energy_and_grad(_inner(bound), x))
     update = _count(lambda: attached(net, y)(x).sum().backward())
-    through = (
-        _count(lambda: frozen(net, y)(_one_attached_step(net, preset, x, y)).sum().backward()) if attached_steps else 0
-    )
+    through = _through(net, preset, x, y, attached_steps) if attached_steps else 0
     classes = len(shape.classes) if isinstance(shape, Shape) else 0
     others = min(preset.label_candidates, classes - 1 if classes else math.inf) if preset.label_weight else 0
     # Under one more label an image costs less: what comes before the first gain is at hand.
@@ -50,7 +49,7 @@ def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
     if others and y is not None:
         twice = updated(net, torch.float32, compiled=False)(torch.cat([y, y]), (1, 1))
         label = _count(lambda: twice(x).sum().backward()) - update
-    chain = (preset.chain_steps - attached_steps) * step + attached_steps * through
+    chain = (preset.chain_steps - attached_steps) * step + through
     return {
         "parameters": sum(p.numel() for p in net.parameters()),
         "flop_per_image_and_chain_step": step,
@@ -107,8 +106,17 @@ def _past(shape: Shape | SeriesShape) -> tuple[int, int]:
     return shape.past, len(shape.features)
 
 
-def _one_attached_step(net: nn.Module, preset: Preset, x: Tensor, y: Tensor | None) -> Tensor:
-    return run(build_kernel(preset), _inner(attached(net, y)), x, 1, differentiate="last")[0].x
+def _through(net: nn.Module, preset: Preset, x: Tensor, y: Tensor | None, steps: int) -> int:
+    """Of L_KL: so many steps with their graph, E of their end, and back through all of it. Each step beyond the first
+    costs what the second adds, and one more gradient where a long chain is run again in the backward pass."""
+
+    def of(k: int) -> int:
+        end = lambda: run(build_kernel(preset), _inner(attached(net, y)), x, k, differentiate="all")[0].x
+        return _count(lambda: frozen(net, y)(end()).sum().backward())
+
+    one, recomputed = of(1), preset.network == "image" and segment_length(steps) > 1
+    again = _count(lambda: energy_and_grad(_inner(attached(net, y)), x, create_graph=True)) if recomputed else 0
+    return one + (steps - 1) * ((of(2) - one) if steps > 1 else 0) + (steps + recomputed) * again
 
 
 def _inner(E: Energy) -> Energy:

@@ -349,9 +349,8 @@ def sample(
 def sample_latents(state: TrainState, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
     """The latents that samples move on to at their images (an option: latent sampling in the proposal)."""
     assert isinstance(state.twin, Twin) and isinstance(state.shape, Shape)
-    return inference.chain(
-        state.twin.over(x), y, state.shape.latents, state.preset.latent_steps, generator=generator
-    ).detach()
+    p, each = state.preset, inference.steps_of(state.preset)
+    return inference.chain(state.twin.over(x), y, state.shape.latents, p.latent_steps, each, generator).detach()
 
 
 def measure(

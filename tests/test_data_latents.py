@@ -17,6 +17,8 @@ def test_values_are_read_in_order_and_an_angle_in_degrees_too():
     assert parse("0.25,-1.5", PLACE).tolist() == [0.25, -1.5]
     assert parse("90", ANGLE) == pytest.approx([0, 1], abs=1e-7)
     assert parse("-1,0", ANGLE).tolist() == [-1, 0]
+    ends = (Latent("z", float(np.float32(0.1)), float(np.float32(0.7))),)  # as they come of data: 0.7 is above one
+    assert parse("0.1", ends).tolist() == [np.float32(0.1)] and parse("0.7", ends).tolist() == [np.float32(0.7)]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,37 @@ def test_latents_that_are_not_finite_or_do_not_fit_are_refused(tmp_path):
     np.savez(tmp_path / "b.npz", train_x=x, train_y=np.zeros((3, 2), np.float32))
     with pytest.raises(InputError, match="one row of numbers per image"):
         data.load(str(tmp_path / "b.npz"))
+
+
+@pytest.mark.parametrize(
+    "y, names, said",
+    [
+        ([[0.3, 1.0], [0.3, 2.0]], ["size", "turn"], "latent size of .* is 0.3 throughout"),
+        ([[0.3, 1.0], [0.4, 2.0]], ["size", "size"], "two latents of .* are called size"),
+        ([[1.0, 0.0], [1.0, 1.0]], ["cos", "sin"], "1 of the latents cos and sin .* of no angle"),
+    ],
+)
+def test_latents_that_say_nothing_or_two_things_are_refused(y, names, said, tmp_path):
+    x = np.arange(2, dtype=np.uint8)[:, None, None, None] * np.ones((2, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "a.npz", train_x=x, train_y=np.array(y, np.float32), latents=np.array(names))
+    with pytest.raises(InputError, match=said):
+        data.load(str(tmp_path / "a.npz"))
+
+
+def test_an_angle_of_a_file_goes_all_round_whatever_it_has(tmp_path):
+    """Of turns up to 90 degrees; another is asked for in degrees as by its cosine and sine."""
+    turn = np.linspace(0.1, np.pi / 2, 5)
+    y = np.stack([np.cos(turn), np.sin(turn)], 1).astype(np.float32)
+    x = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "a.npz", train_x=x, train_y=y, latents=np.array(["cos", "sin"]))
+    found = data.load(str(tmp_path / "a.npz"))
+    assert found.latents == ANGLE
+    assert parse("180", found.latents) == pytest.approx(parse("-1,0", found.latents), abs=1e-6)
+
+
+def test_data_check_says_the_ranges_of_latents(bars_file):
+    _, y = bars(200, 0)
+    assert data.check(str(bars_file))["latents"] == {"place": [float(y.min()), float(y.max())]}
 
 
 def test_the_posterior_term_teaches_the_place_of_a_bar(bars_file, tmp_path):

@@ -18,8 +18,8 @@ def tidy_labels(
 
     All splits are taken together, so that a class that is missing from one keeps its number. Labels with gaps, such as
     1, 2, 7, are renumbered 0, 1, 2 in order and this is said; their names are then the old numbers. Where `classes` is
-    given the labels must fit it. Raises InputError for labels that are not integers, below -1, too large or of another
-    number than the images (`counts`).
+    given the labels must fit it. Raises InputError for two classes of one name, and for labels that are not integers,
+    below -1, too large or of another number than the images (`counts`).
     """
     flat = {split: _vector(y, counts[split], f"the {split} labels of {where}") for split, y in labels.items()}
     values = np.unique(np.concatenate(list(flat.values()))) if flat else np.empty(0, np.int64)
@@ -28,6 +28,8 @@ def tidy_labels(
     found = values[values >= 0]
     if not found.size and not classes:
         return {}, ()
+    if repeated := sorted({name for name in classes if classes.count(name) > 1}):
+        raise InputError(f"two classes of {where} are called {repeated[0]}; give each a name of its own")
     if classes:
         if found.size and found[-1] >= len(classes):
             raise InputError(

@@ -42,7 +42,7 @@ def parse(text: str, latents: Sequence[Latent]) -> Float32[np.ndarray, " d"]:
         degrees = " (or one: the angle in degrees)" if on_circle(latents) else ""
         raise InputError(f"{text!r}: {names} takes {len(latents)} numbers{degrees}, got {len(values)}")
     for value, latent in zip(values, latents, strict=True):
-        if not latent.low <= value <= latent.high:
+        if not latent.low <= np.float32(value) <= latent.high:  # the ends are float32, as latents are
             raise InputError(f"{latent.name} {value:g}: choose between {latent.low:g} and {latent.high:g}")
     if on_circle(latents) and abs(np.hypot(values[0], values[1]) - 1) > 0.05:
         raise InputError(f"{text!r} is no cosine and sine of an angle: their squares must sum to 1; or give degrees")
@@ -76,8 +76,9 @@ def tidy_latents(
 ) -> tuple[dict[str, np.ndarray], tuple[Latent, ...]]:
     """Latents of every split (float32, N x d) and what their columns are, from real-valued arrays as they were found.
 
-    Ranges are those of the data, all splits together; `names` may be empty (then y1, y2, ...). Raises InputError for
-    values that are not finite, and for arrays or names that do not fit.
+    Ranges are those of the data, all splits together; `names` may be empty (then y1, y2, ...). Columns called cos and
+    sin are an angle's. Raises InputError for values that are not finite, for arrays or names that do not fit, for a
+    latent that never changes, and for a cosine and sine of no angle.
     """
     found = {}
     for split, y in values.items():
@@ -96,5 +97,20 @@ def tidy_latents(
         raise InputError(f"the latents of {where} have {sorted(columns)} columns and the names {', '.join(names)}")
     every = np.concatenate(list(found.values()))
     names = [str(name) for name in names] or [f"y{i + 1}" for i in range(every.shape[1])]
+    if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise InputError(f"two latents of {where} are called {repeated[0]}; give each a name of its own")
+    if tuple(names) == CIRCLE:
+        off = int((np.abs(np.hypot(every[:, 0], every[:, 1]) - 1) > 0.05).sum())
+        if off:
+            raise InputError(
+                f"{off} of the latents cos and sin of {where} are of no angle: their squares must sum to 1; give them "
+                f"other names"
+            )
+        return found, tuple(Latent(name, -1.0, 1.0) for name in CIRCLE)
+    for name, low, high in zip(names, every.min(0), every.max(0), strict=True):
+        if low == high:
+            raise InputError(
+                f"latent {name} of {where} is {low:g} throughout, so there is nothing to learn: leave it out"
+            )
     ends = zip(names, every.min(0).tolist(), every.max(0).tolist(), strict=True)
     return found, tuple(Latent(name, low, high) for name, low, high in ends)

@@ -33,8 +33,8 @@ def check(
     """The train and test split (those there are) of a data set, described; arguments as for `load`, and `step(done,
     total)` is told of each chunk of images looked at.
 
-    Keys: `name`, `classes`, `splits` (see `describe`), `duplicates_across`: the share of test images that are also
-    train images (None without both), `warnings`: a list of sentences.
+    Keys: `name`, `classes`, `latents` (the range of each), `splits` (see `describe`), `duplicates_across`: the share of
+    test images that are also train images (None without both), `warnings`: a list of sentences.
     """
     found: dict[str, Images] = {}
     missing: list[MissingSplit] = []
@@ -60,8 +60,9 @@ def check(
     if across:
         warnings.append(f"{across:.1%} of the test images are also in the train split")
     return {
-        "name": first.name, "classes": list(first.classes), "splits": splits, "duplicates_across": across,
-        "warnings": warnings,
+        "name": first.name, "classes": list(first.classes),
+        "latents": {latent.name: [latent.low, latent.high] for latent in first.latents}, "splits": splits,
+        "duplicates_across": across, "warnings": warnings,
     }  # fmt: skip
 
 

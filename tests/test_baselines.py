@@ -413,6 +413,23 @@ def test_a_run_is_gone_on_with_and_watched_as_an_energys_is(folders, tmp_path, c
     assert "in one process" in capsys.readouterr().err and not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize("what", ["averages", "optimizer"])
+def test_a_checkpoint_of_another_network_is_refused(what, folders, tmp_path, capsys):
+    """A bias cut to one number would be taken for all of them."""
+    run = tmp_path / "a"
+    shutil.copytree(folders["pixelcnn"], run)
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    cut = lambda t: t[:1].clone() if t.dim() == 1 and len(t) > 1 else t
+    if what == "averages":
+        saved["averages"] = {name: cut(t) for name, t in saved["averages"].items()}
+    else:
+        state = saved["optimizer"]["state"]
+        saved["optimizer"]["state"] = {i: {name: cut(t) for name, t in of.items()} for i, of in state.items()}
+    torch.save(saved, run / "checkpoint.pt")
+    assert main(["baseline", "--resume", str(run), "--steps", "8"]) == 2
+    assert "is of another network" in last_line(capsys)
+
+
 def test_an_interrupt_saves_and_the_run_goes_on(tmp_path):
     """SIGINT: exit code 130, a line that tells how to go on, a model that says it is not measured; then it is."""
     out = tmp_path / "r"

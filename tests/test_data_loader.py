@@ -157,6 +157,12 @@ def test_half_of_augmented_images_are_mirrored(generator):
     assert abs(falling - n / 2) < 5 * math.sqrt(n / 4)
 
 
+@pytest.mark.parametrize("size", [(1, 9), (9, 1), (1, 1)])
+def test_a_level_image_one_pixel_wide_stays_level(size, generator):
+    x = torch.full((50, 1, *size), 0.25)
+    assert torch.allclose(restarts._blurred(x, generator), x)
+
+
 def test_blurring_keeps_the_light_of_a_point(generator):
     """One bright pixel in the middle: a 3x3 spot of the same sum for about half of the images, symmetric."""
     x = torch.zeros(2_000, 1, 9, 9)

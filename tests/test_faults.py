@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from runs import trained
 from test_training import CPU, RUNTIME, TINY, assert_same, contents, dataset, fresh, images  # noqa: F401
 
 from igebm import files, model, native, presets
@@ -34,7 +35,7 @@ from igebm.model import Shape
 from igebm.training import state as states
 from igebm.training.guard import Divergence, Guard
 from igebm.training.loop import Watcher, open_log, train, train_step, write_line
-from igebm.training.run import new, resume
+from igebm.training.run import resume
 
 RUN = [sys.executable, "-m", "igebm", "train"]
 SETTINGS = (
@@ -229,7 +230,7 @@ def test_a_folder_of_the_users_own_keeps_its_files(dataset, tmp_path):  # noqa: 
     out = tmp_path / "mine"
     (out / "films").mkdir(parents=True)
     (out / "films" / ".film.mp4.abc.part").write_text("half of a download")
-    new("tiny", replace(TINY, data=str(dataset)), CPU, out)
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, out)
     resume(out, lambda had: replace(had, steps=8), CPU)
     assert (out / "films" / ".film.mp4.abc.part").read_text() == "half of a download"
 
@@ -269,7 +270,7 @@ def test_a_read_only_folder(kind, tmp_path, capsys):
 
 def test_a_flipped_bit_in_a_checkpoint_is_noticed(dataset, tmp_path):  # noqa: F811
     """Anywhere in a tensor: the archive's own checksums tell, and the previous checkpoint is taken."""
-    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
     path = tmp_path / "run" / states.CHECKPOINT
     whole = path.read_bytes()
     for i in range(1, 12):
@@ -288,7 +289,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(dataset, tmp_path):  # noqa: F
 def test_a_checkpoint_of_other_settings_is_refused(dataset, tmp_path):  # noqa: F811
     """Another run's checkpoint copied into the folder's place, with a buffer or a network of another size."""
     p = replace(TINY, data=str(dataset))
-    new("a", p, CPU, tmp_path / "a")
+    trained("a", p, CPU, tmp_path / "a")
     saved = states.read_checkpoint(tmp_path / "a", print)
     for change, says in (
         (dict(buffer_size=32), "buffer's capacity"),
@@ -305,10 +306,10 @@ def test_a_checkpoint_of_other_settings_is_refused(dataset, tmp_path):  # noqa: 
 def test_a_clock_set_back_changes_nothing(dataset, tmp_path, monkeypatch):  # noqa: F811
     """The wall clock jumps back by a year at every look: same numbers, times never negative."""
     p = replace(TINY, data=str(dataset), minutes=10.0)
-    new("tiny", p, CPU, tmp_path / "a")
+    trained("tiny", p, CPU, tmp_path / "a")
     now = iter(range(10**9, 0, -31_536_000 // 100))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
-    new("tiny", p, CPU, tmp_path / "b")
+    trained("tiny", p, CPU, tmp_path / "b")
     (saved, log), (other, other_log) = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert_same(saved, other)
     assert log == other_log
@@ -320,7 +321,7 @@ def test_files_from_the_future_change_nothing(dataset, tmp_path):  # noqa: F811
     """A clock that was set back leaves files with times to come: a run resumes, its log and its data are read."""
     ends = []
     for name in ("a", "b"):
-        new("tiny", replace(TINY, data=str(dataset), steps=4), CPU, tmp_path / name)
+        trained("tiny", replace(TINY, data=str(dataset), steps=4), CPU, tmp_path / name)
         if name == "b":
             for path in [dataset, tmp_path / name, *(tmp_path / name).rglob("*")]:
                 os.utime(path, (4e9, 4e9))  # in 2096
@@ -407,7 +408,7 @@ def test_a_run_ended_and_resumed_while_it_goes_wrong_is_found_out_and_its_last_g
     """The gap is out of bounds from the first step, and the run is ended every six: at the twentieth in a row it stops,
     as it would have in one piece, and what is then there is the state from before the first."""
     p = replace(TINY, data=str(dataset), gap_limit=1e-9, save_every=1, on_divergence="stop")
-    new("tiny", p, CPU, tmp_path / "run")
+    trained("tiny", p, CPU, tmp_path / "run")
     for steps in (12, 18):
         resume(tmp_path / "run", lambda had, steps=steps: replace(had, steps=steps), CPU)
     assert states.read_checkpoint(tmp_path / "run", pytest.fail)["counters"]["outside"] == 18
@@ -447,7 +448,7 @@ def test_a_run_that_really_explodes_says_what_to_lower_and_goes_on_when_it_is_lo
 
 def test_c19_nan_everywhere_ends_with_1_and_names_it(dataset, tmp_path, capsys):  # noqa: F811
     """A model that is not a number anywhere: no energies and no samples of it are written."""
-    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
     m = model.load(tmp_path / "run")
     with torch.no_grad():
         m.net.towers[0].head.bias.fill_(math.nan)
@@ -459,7 +460,7 @@ def test_c19_nan_everywhere_ends_with_1_and_names_it(dataset, tmp_path, capsys):
 
 def test_a_model_with_broken_weights_says_so(dataset, tmp_path, capsys):  # noqa: F811
     """nan in a model's weights: sampling ends with exit code 1 and one line, and writes no picture."""
-    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
     m = model.load(tmp_path / "run")
     with torch.no_grad():
         next(m.net.parameters()).fill_(math.nan)
@@ -545,7 +546,7 @@ def test_resume_after_rollback_keeps_its_random_numbers(dataset, tmp_path):  # n
     p = replace(TINY, data=str(dataset), steps=8)
     ends = []
     for name, pieces in (("a", [8]), ("b", [6, 8])):
-        new("tiny", replace(p, steps=2), CPU, tmp_path / name)
+        trained("tiny", replace(p, steps=2), CPU, tmp_path / name)
         saved = states.read_checkpoint(tmp_path / name, print)
         saved["counters"]["rollbacks"] = 1
         torch.save(saved, tmp_path / name / states.CHECKPOINT)
@@ -553,5 +554,5 @@ def test_resume_after_rollback_keeps_its_random_numbers(dataset, tmp_path):  # n
             resume(tmp_path / name, lambda had, total=total: replace(had, steps=total), CPU)
         ends.append(contents(tmp_path / name)[0])
     assert_same(*ends)
-    new("tiny", p, CPU, tmp_path / "c")
+    trained("tiny", p, CPU, tmp_path / "c")
     assert not torch.equal(contents(tmp_path / "c")[0]["buffer"]["x"], ends[0]["buffer"]["x"])

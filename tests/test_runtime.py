@@ -82,6 +82,10 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
     monkeypatch.setattr(runtime, "_cgroup_cores", lambda: None)
     assert runtime._threads(0) == 4 and runtime._threads(3) == 3
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(runtime, "_cgroup_cores", lambda: 8)  # four processes in a container of 8 cores of 64
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert runtime._threads(0) == 2
     monkeypatch.undo()
     (tmp_path / "cpu.max").write_text("250000 100000\n")
     assert runtime._cgroup_cores(tmp_path / "cpu.max") == 2
@@ -157,6 +161,27 @@ def test_c29_a_card_too_old_to_run_anything(monkeypatch):
         runtime.choose_device("cuda")
     with pytest.raises(InputError, match="there are 1 CUDA devices"):
         runtime.choose_device("cuda:1")
+
+
+def test_of_several_processes_each_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Card")
+    monkeypatch.setattr(runtime, "_cuda_fault", lambda where: None)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert [runtime.choose_device(asked)[0].index for asked in ("auto", "cuda")] == [3, 3]
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    runtime.probe("cuda", "float32", "off", 1)
+    assert current == [torch.device("cuda", 3)]
+    with pytest.raises(InputError, match="4 processes cannot share it"):
+        runtime.choose_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="4 processes for 2 CUDA devices"):
+        runtime.choose_device("auto")
+    with pytest.raises(InputError, match="there are 2 CUDA devices"):
+        runtime.choose_device("cuda")
 
 
 @pytest.mark.parametrize("threads", [-1, 100_000, 10**30])

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from runs import trained
 from torch import nn
 
 from igebm import data, diagnostics, model, native, presets
@@ -34,7 +35,7 @@ from igebm.training import ema, guard, optim
 from igebm.training import state as states
 from igebm.training.guard import PATIENCE, Divergence, Guard
 from igebm.training.loop import Watcher, draw_chains, open_log, raise_chain_steps, roll_back, train, train_step
-from igebm.training.run import FIXED, new, resume
+from igebm.training.run import FIXED, resume
 
 TINY = replace(
     presets.named("digits"),
@@ -368,6 +369,11 @@ def test_k_is_raised_said_and_kept(tmp_path):
     states.restore(other, states.read_checkpoint(tmp_path, pytest.fail), tmp_path)
     assert other.chain_steps == 13
 
+    for least, most, then in ((3, 20, 13), (3, 10, 10), (3, 0, 3)):  # what may be asked for on resuming
+        other, _ = fresh(replace(state.preset, chain_steps=least, max_chain_steps=most))
+        states.restore(other, states.read_checkpoint(tmp_path, pytest.fail), tmp_path)
+        assert other.chain_steps == then
+
 
 def test_chain_steps_are_raised_while_samples_stay_above():
     """Paper, 8.7: by 10 each time, up to the maximum, and only while the gap is above the bound."""
@@ -518,7 +524,7 @@ def test_c04_resumed_is_uninterrupted_bit_for_bit(machine, options, dataset, tmp
         pytest.skip(f"no Winograd here: {native.fault()}")
     p = replace(TINY, data=str(dataset), batch=4, save_every=5, **options)
     for name, pieces in {"A": [20], "B": [9, 20], "C": [18, 20], "D": [3, 7, 12, 20]}.items():
-        new("tiny", replace(p, steps=pieces[0]), machine, tmp_path / name)
+        trained("tiny", replace(p, steps=pieces[0]), machine, tmp_path / name)
         for total in pieces[1:]:
             resume(tmp_path / name, lambda had, total=total: replace(had, steps=total), machine)
     straight, log = contents(tmp_path / "A")
@@ -540,8 +546,8 @@ def test_c04_the_order_of_files_on_the_disk_does_not_matter(tmp_path):
             Image.fromarray(x.x[i, ..., 0]).save(path)
             os.utime(path, (i, i))
     p = replace(TINY, batch=4, save_every=100)
-    new("tiny", replace(p, data=str(tmp_path / "a"), steps=8), CPU, tmp_path / "straight")
-    new("tiny", replace(p, data=str(tmp_path / "b"), steps=4), CPU, tmp_path / "stopped")
+    trained("tiny", replace(p, data=str(tmp_path / "a"), steps=8), CPU, tmp_path / "straight")
+    trained("tiny", replace(p, data=str(tmp_path / "b"), steps=4), CPU, tmp_path / "stopped")
     resume(tmp_path / "stopped", lambda had: replace(had, steps=8), CPU)
     (a, log), (b, its_log) = contents(tmp_path / "straight"), contents(tmp_path / "stopped")
     for part in ("net", "averages", "optimizer", "buffer", "counters"):
@@ -554,7 +560,7 @@ def test_c04_the_order_of_files_on_the_disk_does_not_matter(tmp_path):
 def test_c16_saving_again_and_looking_change_nothing(dataset, tmp_path):
     """Raw weights, averages and their count, moments, buffer and step survive a save, a load and an evaluation in
     between."""
-    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
     before = states.read_checkpoint(tmp_path / "run", print)
     preset = presets.from_dict(before["settings"])
     state = states.start(preset, Shape(*before["shape"], classes=tuple(before["classes"])), RUNTIME, before["facts"])
@@ -568,11 +574,25 @@ def test_c16_saving_again_and_looking_change_nothing(dataset, tmp_path):
 
 
 def test_c16_resuming_for_no_more_steps_changes_no_byte(dataset, tmp_path, capsys):
-    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
     assert resume(tmp_path / "run", lambda had: had, CPU)[0].step == 6
     assert "already at step 6" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
+
+
+def test_a_run_that_lost_its_model_at_the_end_writes_it_anew(dataset, tmp_path, capsys):
+    """A kill between the last checkpoint and its model leaves none, or that of an earlier step."""
+    run = tmp_path / "run"
+    trained("tiny", replace(TINY, data=str(dataset), snapshot_every=3), CPU, run)
+    path = run / "model.safetensors"
+    whole = path.read_bytes()
+    for left in (None, run / "snapshots" / "0000003.safetensors"):
+        path.unlink()
+        if left is not None:
+            shutil.copy(left, path)
+        assert resume(run, lambda had: had, CPU)[0].step == 6
+        assert "writing the model" in capsys.readouterr().err and path.read_bytes() == whole
 
 
 def test_c20_weights_of_any_layout_are_saved_under_the_same_names(tmp_path):
@@ -622,7 +642,7 @@ def test_c20_a_compiled_run_saves_what_a_plain_one_does(dataset, tmp_path):
 
 def test_c29_a_checkpoint_of_a_gpu_goes_on_without_one(dataset, tmp_path, capsys):
     """What it computed with is no order where there is no such device: the CPU, its own dtype and threads, and said."""
-    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
     saved = torch.load(tmp_path / "run" / states.CHECKPOINT, weights_only=True)
     saved["runtime"] = {"device": "cuda", "dtype": "bfloat16", "compiled": "graphs", "threads": 96}
     torch.save(saved, tmp_path / "run" / states.CHECKPOINT)
@@ -633,7 +653,7 @@ def test_c29_a_checkpoint_of_a_gpu_goes_on_without_one(dataset, tmp_path, capsys
 
 def test_c32_what_a_checkpoint_is_made_of_cannot_change(dataset, tmp_path):
     """Every setting that the weights, the buffer or the stream of data are made of is refused by its name."""
-    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
     others = dict(
         image_size=16, channels=3, conditional=False, width=8, blocks="1", stem="4x4/2", activation="swish",
         modulation="release", skip_kernel=3, head_relu=True, scales=2, spectral=False, init="unit", buffer_size=32,
@@ -648,7 +668,7 @@ def test_c32_what_a_checkpoint_is_made_of_cannot_change(dataset, tmp_path):
 
 def test_c32_resume_with_other_settings(dataset, tmp_path, capsys):
     p = replace(TINY, data=str(dataset), batch=4, warmup=20)
-    new("tiny", p, CPU, tmp_path / "run")
+    trained("tiny", p, CPU, tmp_path / "run")
     outcome, _ = resume(tmp_path / "run", lambda had: replace(had, batch=8, steps=10), CPU)
     assert "changed on resuming: --batch 4 -> 8" in capsys.readouterr().err
     saved, log = contents(tmp_path / "run")
@@ -664,7 +684,7 @@ def test_c32_resume_with_other_settings(dataset, tmp_path, capsys):
 
 
 def test_c32_other_data_are_named(dataset, tmp_path, capsys):
-    new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
     x = images(seed=1)
     np.savez(dataset, train_x=x.x, train_y=x.y, classes=np.array(x.classes))
     resume(tmp_path / "run", lambda had: replace(had, steps=7), CPU)
@@ -683,7 +703,7 @@ def test_c32_other_data_are_named(dataset, tmp_path, capsys):
 def test_c32_a_relative_path_to_data_holds_from_any_folder(dataset, tmp_path, capsys, monkeypatch):
     """Given to a new run or to a resumed one; the same images are no other data for being called otherwise."""
     monkeypatch.chdir(dataset.parent)
-    new("tiny", replace(TINY, data=dataset.name), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=dataset.name), CPU, tmp_path / "run")
     os.link(dataset.name, "again.npz")
     resume(tmp_path / "run", lambda had: replace(had, steps=7, data="again.npz"), CPU)
     (tmp_path / "elsewhere").mkdir()
@@ -699,7 +719,7 @@ def test_preset_json_keeps_the_command_that_began_the_run(dataset, tmp_path, mon
         if k:
             resume(tmp_path / "run", lambda had, steps=steps: replace(had, steps=steps), CPU)
         else:
-            new("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
+            trained("tiny", replace(TINY, data=str(dataset)), CPU, tmp_path / "run")
     about = json.loads((tmp_path / "run" / "preset.json").read_text())
     assert about["command"] == ["igebm", "train", "--call-0"] and about["settings"]["steps"] == 9
     again = [{"step": 6, "command": ["igebm", "train", "--call-1"]}]
@@ -710,7 +730,7 @@ def test_preset_json_keeps_the_command_that_began_the_run(dataset, tmp_path, mon
 def test_c25_fewer_images_than_a_batch_train_with_repeats(n, tmp_path, capsys):
     x = images(n)
     np.savez(tmp_path / "few.npz", train_x=x.x, train_y=x.y, classes=np.array(x.classes))
-    outcome, _ = new("tiny", replace(TINY, data=str(tmp_path / "few.npz")), CPU, tmp_path / "run")
+    outcome, _ = trained("tiny", replace(TINY, data=str(tmp_path / "few.npz")), CPU, tmp_path / "run")
     assert outcome.step == 6 and f"has {n} image{'s' * (n > 1)}, fewer than the batch of 8" in capsys.readouterr().err
     assert contents(tmp_path / "run")[0]["counters"]["seen"] == 6 * 8
 
@@ -719,7 +739,7 @@ def test_c17_one_class_is_a_class(tmp_path):
     """A conditional model of a single class: trained, with its one label, and asked for by name."""
     x = images(9, classes=1)
     np.savez(tmp_path / "one.npz", train_x=x.x, train_y=x.y, classes=np.array(x.classes))
-    new("tiny", replace(TINY, data=str(tmp_path / "one.npz")), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(tmp_path / "one.npz")), CPU, tmp_path / "run")
     m = model.load(tmp_path / "run")
     assert m.shape.classes == ("class 0",) and m.label("class 0") == 0
     assert m.sample(2, label="class 0", steps=1)[1].tolist() == [0, 0]
@@ -727,13 +747,13 @@ def test_c17_one_class_is_a_class(tmp_path):
 
 def test_init_from_takes_weights_alone(dataset, tmp_path):
     p = replace(TINY, data=str(dataset))
-    new("tiny", p, CPU, tmp_path / "a")
-    new("tiny", replace(p, steps=0), CPU, tmp_path / "b", init_from=str(tmp_path / "a"))
+    trained("tiny", p, CPU, tmp_path / "a")
+    trained("tiny", replace(p, steps=0), CPU, tmp_path / "b", init_from=str(tmp_path / "a"))
     a, b = (states.read_checkpoint(tmp_path / n, print) for n in "ab")
     assert_same(a["averages"], {k: v for k, v in b["net"].items() if k in a["averages"]})
     assert not b["optimizer"]["state"] and len(b["buffer"]["x"]) == 0 and b["counters"]["step"] == 0
     with pytest.raises(InputError, match="of another network: --width 4 where 8 is asked for$"):
-        new("tiny", replace(p, width=8), CPU, tmp_path / "c", init_from=str(tmp_path / "a"))
+        trained("tiny", replace(p, width=8), CPU, tmp_path / "c", init_from=str(tmp_path / "a"))
     assert not (tmp_path / "c").exists()
 
 
@@ -791,7 +811,7 @@ def test_what_a_rollback_undoes_leaves_no_snapshot_and_its_log_goes_on(tmp_path)
 def test_a_k_that_was_asked_for_on_resuming_outlives_a_rollback(dataset, tmp_path):
     """Of a run that then diverges before its next save, and of one that is killed before it."""
     folder = tmp_path / "run"
-    new("tiny", replace(TINY, data=str(dataset)), CPU, folder)
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, folder)
     resume(folder, lambda had: replace(had, steps=7, chain_steps=5, save_every=100), CPU)
     assert [line["chain_steps"] for line in contents(folder)[1]] == [3] * 6 + [5]
     assert states.read_checkpoint(folder, pytest.fail, "previous")["counters"]["chain_steps"] == 5
@@ -815,7 +835,7 @@ def test_a_k_that_was_asked_for_on_resuming_outlives_a_rollback(dataset, tmp_pat
 
 def test_what_the_data_cannot_give_is_refused_on_resuming_too(dataset, tmp_path):
     """Latents of images with classes; a posterior of labels that the model is not asked for."""
-    new("tiny", replace(TINY, data=str(dataset), conditional=False), CPU, tmp_path / "run")
+    trained("tiny", replace(TINY, data=str(dataset), conditional=False), CPU, tmp_path / "run")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     for change in (dict(latent_steps=5), dict(label_weight=0.2)):
         said = f"the model is unconditional, so there are no labels: leave out {presets.flag(next(iter(change)))}"
@@ -849,7 +869,7 @@ def test_a_save_that_fails_after_a_fallback_loses_nothing(dataset, tmp_path, mon
     """checkpoint.pt is damaged, the run goes on from the one before, and the disk is full at the next save: it still
     resumes."""
     folder = tmp_path / "run"
-    new("tiny", replace(TINY, data=str(dataset)), CPU, folder)
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, folder)
     whole = (folder / states.CHECKPOINT).read_bytes()
     (folder / states.CHECKPOINT).write_bytes(whole[: len(whole) // 2])
 
@@ -866,7 +886,7 @@ def test_a_save_that_fails_after_a_fallback_loses_nothing(dataset, tmp_path, mon
 
 def test_what_a_kill_left_half_written_is_removed(dataset, tmp_path):
     folder = tmp_path / "run"
-    new("tiny", replace(TINY, data=str(dataset)), CPU, folder)
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, folder)
     (folder / ".checkpoint.pt.abc.part").write_bytes(b"half")
     (folder / "samples" / ".0000001.png.abc.part").write_bytes(b"half")
     resume(folder, lambda had: replace(had, steps=7), CPU)
@@ -875,7 +895,7 @@ def test_what_a_kill_left_half_written_is_removed(dataset, tmp_path):
 
 def test_a_damaged_log_is_kept_as_far_as_it_can_be_read(dataset, tmp_path):
     folder = tmp_path / "run"
-    new("tiny", replace(TINY, data=str(dataset)), CPU, folder)
+    trained("tiny", replace(TINY, data=str(dataset)), CPU, folder)
     with open(folder / "metrics.jsonl", "ab") as log:
         log.write(b'3\n\xff\n{"step": 7, "cut')
     resume(folder, lambda had: replace(had, steps=8), CPU)
@@ -885,7 +905,7 @@ def test_a_damaged_log_is_kept_as_far_as_it_can_be_read(dataset, tmp_path):
 def test_settings_that_do_not_fit_the_images_leave_no_folder(dataset, tmp_path):
     for change in (dict(crop=8), dict(blocks="1d 1d 1d 1d")):
         with pytest.raises(InputError):
-            new("tiny", replace(TINY, data=str(dataset), **change), CPU, tmp_path / "run")
+            trained("tiny", replace(TINY, data=str(dataset), **change), CPU, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
 

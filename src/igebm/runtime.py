@@ -72,8 +72,8 @@ def probe(
     `before` is what a run that is resumed computed with (`Runtime.kept`): on the same kind of device it takes the
     place of "auto", so that the numbers go on as they were, except for a dtype that this machine runs at under half
     speed.
-    Sets torch's thread count, and on a GPU that cuDNN tries its algorithms. Raises InputError for a device, dtype or
-    compiler that this machine does not have.
+    Sets torch's thread count; a GPU is the current one then, and cuDNN tries its algorithms. Raises InputError for a
+    device, dtype or compiler that this machine does not have.
     """
     where, why = choose_device(device)
     before = before if before is not None and before.get("device") == where.type else None
@@ -82,6 +82,7 @@ def probe(
     threads = _threads(threads)
     torch.set_num_threads(threads)
     if where.type == "cuda":
+        torch.cuda.set_device(where)  # events and peaks of memory are asked of the current one
         torch.backends.cudnn.benchmark = True  # a chain asks for the same few convolutions thousands of times
     if dtype == "auto":
         kind, why_dtype = _fastest_dtype(where, DTYPES[before["dtype"]] if before is not None else None)
@@ -108,11 +109,14 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def choose_device(asked: str) -> tuple[torch.device, str]:
-    """The device that `asked` names (auto, cpu, cuda, cuda:N), and why. Raises InputError where there is none such."""
+    """The device that `asked` names (auto, cpu, cuda, cuda:N), and why. Of several processes on one machine each has a
+    GPU of its own. Raises InputError where there is none such, or are fewer than processes."""
+    mine, here = from_environment("LOCAL_RANK", 0), from_environment("LOCAL_WORLD_SIZE", 1)
     if asked == "auto":
         if torch.cuda.is_available():
-            # Of several processes on one machine each takes its own.
-            where = torch.device("cuda", from_environment("LOCAL_RANK", 0) % torch.cuda.device_count())
+            if here > (gpus := torch.cuda.device_count()):
+                raise InputError(f"{here} processes for {gpus} CUDA devices; start one for each, or use --device cpu")
+            where = torch.device("cuda", mine)
             fault = _cuda_fault(where)
             if fault is None:
                 return where, f"GPU {torch.cuda.get_device_name(where)}"
@@ -129,11 +133,13 @@ def choose_device(asked: str) -> tuple[torch.device, str]:
         return torch.device("cpu"), "CPU as asked"
     if not torch.cuda.is_available():
         raise InputError(f"--device {asked}: this machine has no CUDA device that torch can use; use --device cpu")
-    if int(index or 0) >= torch.cuda.device_count():
+    if index and here > 1:
+        raise InputError(f"--device {asked}: {here} processes cannot share it; use --device cuda, and each has its own")
+    if int(index or mine) >= torch.cuda.device_count():
         raise InputError(
             f"--device {asked}: there are {torch.cuda.device_count()} CUDA devices, counted from 0; or use --device cpu"
         )
-    where = torch.device("cuda", int(index or 0))
+    where = torch.device("cuda", int(index or mine))
     fault = _cuda_fault(where)
     if fault is not None:
         raise InputError(f"--device {asked}: {fault}; use --device cpu")
@@ -154,10 +160,11 @@ def _threads(asked: int) -> int:
     """As many as the cores that this process may use: OpenMP's threads wait by spinning, so that one too many stalls
     all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(cores, _cgroup_cores() or cores)
     cores = max(1, cores // max(1, from_environment("LOCAL_WORLD_SIZE", 1)))
     if not 0 <= asked <= max(MOST_THREADS, cores):  # OpenMP ends the process where it cannot start that many
         raise InputError(f"--threads {asked}: give 1 to {max(MOST_THREADS, cores)} (0: as many as there are cores)")
-    return asked or max(1, min(cores, _cgroup_cores() or cores))
+    return asked or cores
 
 
 def _cgroup_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:

@@ -26,9 +26,8 @@ from ..files import new_folder, whole, writable_folder, write_json
 from ..presets import Trainer, flag
 from ..runtime import Runtime
 from ..shapes import Shape
-from ..training import ema
+from ..training import ema, optim
 from ..training.loop import Metrics, Outcome, Stopped, Watcher, open_log, write_line
-from ..training.optim import warmed_up
 from ..training.run import absolute, alone, interruptible, open_machine
 from ..training.state import CHECKPOINT, MODEL, read_archive
 from .glow import Glow, library
@@ -105,7 +104,7 @@ def train_step(run: Run, loader: Loader) -> Metrics:
     x, _ = loader(run.seen, generator(run))
 
     # Update
-    lr = warmed_up(s.lr, run.step + 1, s.warmup)
+    lr = optim.warmed_up(s.lr, run.step + 1, s.warmup)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.net.train()
@@ -384,11 +383,6 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 def restore(run: Run, saved: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights, averages, optimiser and counters into `run`."""
     model.fill(run.net, saved["net"], path)
-    lacking = sorted(set(run.averages) ^ set(saved["averages"]))
-    if lacking:
-        raise InputError(f"{path} is of another network: its averaged weights differ in {', '.join(lacking[:3])}")
-    for name, t in saved["averages"].items():
-        run.averages[name].copy_(t)
-    groups = run.optimizer.state_dict()["param_groups"]  # hyper-parameters are the settings', moments the checkpoint's
-    run.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+    ema.restore(run.averages, saved["averages"], path)
+    optim.restore(run.optimizer, saved["optimizer"]["state"], path)
     run.step, run.seen, run.seconds = saved["step"], saved["seen"], saved["seconds"]

@@ -53,7 +53,7 @@ def _blurred(x: Tensor, generator: torch.Generator | None) -> Tensor:
     sigma = _uniform(x, 0.1, 1.0, generator)
     edge = torch.exp(-1 / (2 * sigma.square()))
     centre, side = 1 / (1 + 2 * edge), edge / (1 + 2 * edge)
-    y = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    y = F.pad(x, (1, 1, 1, 1), mode="reflect" if min(x.shape[2:]) > 1 else "replicate")
     y = side * (y[..., :-2, :] + y[..., 2:, :]) + centre * y[..., 1:-1, :]
     y = side * (y[..., :-2] + y[..., 2:]) + centre * y[..., 1:-1]
     return torch.where(_uniform(x, 0.0, 1.0, generator) < 0.5, y, x)

@@ -2,10 +2,12 @@
 vectors of an averaged network belong to its own weights and are worked out anew (averaged, they would shrink)."""
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..nets.layers import power_iteration
 
 Averages = dict[str, Tensor]
@@ -23,6 +25,16 @@ def update(averages: Averages, net: nn.Module, decay: float, updates: int) -> No
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
         [averages[name] for name in names], list(parameters), 1 - d
     )
+
+
+def restore(averages: Averages, saved: Averages, path: Path) -> None:
+    """Put a checkpoint's averages into `averages`. Raises InputError where they are another network's."""
+    strange = sorted(set(averages) ^ set(saved))
+    strange += [name for name, t in averages.items() if name in saved and saved[name].shape != t.shape]
+    if strange:
+        raise InputError(f"{path} is of another network: its averaged weights differ in {', '.join(strange[:3])}")
+    for name, t in saved.items():
+        averages[name].copy_(t)
 
 
 def network(averages: Averages, net: nn.Module) -> nn.Module:

@@ -46,6 +46,7 @@ from .state import (
     TrainState,
     averaged_model,
     generators,
+    model_step,
     promote_previous,
     read_checkpoint,
     restore,
@@ -98,7 +99,7 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
     alone, first = ranks.size() == 1, ranks.rank() == 0
     log = open_log(folder if first else None, state.step)
     tensorboard = board.opened(folder if first else None, state.step, watcher.say)
-    start, reason, saved = time.perf_counter(), "done", state.step if (folder / MODEL).exists() else -1
+    start, reason, saved = time.perf_counter(), "done", state.step if model_step(folder) == state.step else -1
     worth_keeping = not state.outside  # what lies in the folder; a run may have been ended while it went wrong
     with log, ExitStack() as at_the_end:
         at_the_end.callback(lambda: tensorboard and tensorboard.close())

@@ -2,10 +2,14 @@
 deviations."""
 
 # pyright: reportPrivateImportUsage=false
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..presets import Preset
 
 
@@ -14,6 +18,28 @@ def adam(net: nn.Module, preset: Preset) -> torch.optim.Adam:
     # GPU a few launches in the place of a hundred.
     betas = float(preset.beta1), float(preset.beta2)
     return torch.optim.Adam(net.parameters(), lr=preset.lr, betas=betas, fused=True)
+
+
+def restore(optimizer: torch.optim.Adam, saved: dict[Any, dict[str, Tensor]], path: Path) -> None:
+    """Put a checkpoint's moments into `optimizer`, whose hyper-parameters stay. Raises InputError for another
+    network's."""
+    strange = _strange_moments(optimizer, saved)
+    if strange:
+        raise InputError(f"{path} is of another network: the optimiser's moments differ in {strange}")
+    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _strange_moments(optimizer: torch.optim.Adam, saved: dict[Any, dict[str, Tensor]]) -> str:
+    """The first of Adam's numbers that does not fit its parameter, or nothing."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, of in saved.items():
+        if i not in range(len(parameters)):
+            return f"parameter {i}"
+        shapes = {"step": (), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
+        for name, shape in shapes.items():
+            if name not in of or of[name].shape != shape:
+                return f"{name} of parameter {i}"
+    return ""
 
 
 CACHED = 1 << 17

@@ -123,7 +123,7 @@ def resume(
                 f"a resumed run cannot change {'; '.join(fixed)}; start a new one (--init-from {folder} takes "
                 f"its weights)"
             )
-        if preset.steps <= step:
+        if preset.steps <= step and states.model_step(folder) == step:
             others = ", ".join(presets.flag(name) for name in changes if name != "steps")
             left = f" ({others}: not looked at)" if others else ""
             terminal.say(f"{folder} is already at step {step}; ask for more with --steps N (the total){left}")
@@ -143,7 +143,8 @@ def resume(
             states.promote_previous(folder)
         for name, (a, b) in changes.items():
             terminal.say(f"changed on resuming: {presets.flag(name)} {a} -> {b}")
-        terminal.say(f"going on with {folder} from step {step}")
+        lost = preset.steps <= step  # a kill came between the last checkpoint and its model
+        terminal.say(f"writing the model of {folder}" if lost else f"going on with {folder} from step {step}")
         write_preset(folder, state, runtime)
         if changes:  # what was asked for holds from here on, whatever comes before the next save
             states.save_checkpoint(folder, state, runtime, worth_keeping=False)

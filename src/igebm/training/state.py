@@ -298,37 +298,16 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
 def restore(state: TrainState, saved: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights, averages, optimiser, buffer and counters into `state`."""
     model.fill(state.net, saved["net"], path)
-    mean = saved["averages"]
-    lacking = sorted(set(state.averages) ^ set(mean))
-    lacking += [name for name, t in state.averages.items() if name in mean and mean[name].shape != t.shape]
-    if lacking:
-        raise InputError(f"{path} is of another network: its averaged weights differ in {', '.join(lacking[:3])}")
-    for name, t in mean.items():
-        state.averages[name].copy_(t)
-    lacking = _strange_moments(state.optimizer, saved["optimizer"]["state"])
-    if lacking:
-        raise InputError(f"{path} is of another network: the optimiser's moments differ in {lacking}")
-    groups = state.optimizer.state_dict()["param_groups"]  # hyper-parameters are the preset's, moments the checkpoint's
-    state.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+    ema.restore(state.averages, saved["averages"], path)
+    optim.restore(state.optimizer, saved["optimizer"]["state"], path)
     state.buffer.load_state_dict(distributed.shared(saved["buffer"], state.buffer.capacity))
     for name in _COUNTERS:
         setattr(state, name, saved["counters"].get(name, 0))
     if saved["settings"].get("chain_steps") != state.preset.chain_steps:
         state.chain_steps = state.preset.chain_steps  # another K was asked for since
+    # One that was raised before does not stay above what it may be raised to now.
+    state.chain_steps = min(state.chain_steps, max(state.preset.chain_steps, state.preset.max_chain_steps))
     state.drawn = None
-
-
-def _strange_moments(optimizer: torch.optim.Adam, saved: dict[Any, dict[str, Tensor]]) -> str:
-    """The first of Adam's numbers that does not fit its parameter, or nothing."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, of in saved.items():
-        if i not in range(len(parameters)):
-            return f"parameter {i}"
-        shapes = {"step": (), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
-        for name, shape in shapes.items():
-            if name not in of or of[name].shape != shape:
-                return f"{name} of parameter {i}"
-    return ""
 
 
 # Snapshots
@@ -340,6 +319,14 @@ def save_model(path: Path, state: TrainState) -> None:
         return
     net = ema.network(state.averages, state.net)
     model.save(path, net, state.preset, state.shape, state.step, state.facts)
+
+
+def model_step(folder: Path) -> int | None:
+    """The step of the model that lies in a run's folder; None where there is none, or no whole one."""
+    try:
+        return model.read(folder / MODEL)[1]["step"]
+    except (InputError, OSError):
+        return None
 
 
 def averaged_model(state: TrainState, runtime: Runtime) -> model.Model | Forecaster:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import unchecked
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -411,6 +412,14 @@ def test_a_run_is_gone_on_with_and_watched_as_an_energys_is(folders, tmp_path, c
         monkeypatch.setenv(name, value)
     assert main(["baseline", "pixelcnn", "--out", str(tmp_path / "d"), *TINY]) == 2
     assert "in one process" in capsys.readouterr().err and not (tmp_path / "d").exists()
+
+
+def test_likelihoods_are_of_bytes_alone(folders):
+    """Floats in [0, 1] would be read as almost black."""
+    m = baselines.load(folders["pixelcnn"])
+    shape = (2, m.shape.height, m.shape.width, m.shape.channels)
+    with pytest.raises(InputError, match="takes uint8 images .* got float32"), unchecked():
+        m.log_likelihood(np.random.default_rng(0).random(shape, np.float32))
 
 
 @pytest.mark.parametrize("what", ["averages", "optimizer"])

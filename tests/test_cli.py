@@ -296,6 +296,31 @@ def test_presets_beside_each_other_show_what_differs_and_no_more(capsys):
     assert "did you mean cifar10-cond" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["balls-langevin", "--activation", "swish"], "--activation swish changes nothing with --network trajectory"),
+        (["balls-feedforward", "--kl", "all"], "--kl all changes nothing with --objective squared-error"),
+        (["digits", "--candidates", "9"], "--candidates 9 changes nothing with --sampler langevin"),
+        (["digits", "--sampler", "mppi", "--clip", "1"], "--clip 1.0 changes nothing with --sampler mppi"),
+        (["digits", "--kl-weight", "2"], "--kl-weight 2.0 changes nothing with --kl none"),
+        (["digits", "--kl-weight", "2", "--kl", "last", "--buffer-size", "0"], ""),
+        (["digits"], ""),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_said(words, said, capsys):
+    assert main(["train", "--dry-run", *words]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "changes nothing" in line]
+    assert lines == ([said] if said else [])
+
+
+def test_every_preset_says_nothing_of_settings_that_it_does_not_use():
+    """A name that is in the table of rules is a setting's, and no preset's own setting is told of."""
+    known = {field.name for field in dataclasses.fields(presets.Preset)}
+    for name in presets.PRESETS:
+        assert set(presets.idle(presets.named(name))) < known
+
+
 @pytest.mark.parametrize("args", [["--help"], ["presets"], ["data", "list"], ["train", "--dry-run"]], ids=" ".join)
 def test_c08_a_reader_that_stops_early(args):
     """`igebm ... | head -n 1`: no traceback, no "Exception ignored", exit code 0 (or 141)."""

@@ -315,6 +315,8 @@ def test_a_turn_is_held_out_in_degrees():
         *(np.array(column) for column in ([0, 1, 2], [1.0, 1, 1], np.radians([44, 45, 91]), [0, 0, 0], [0, 0, 0]))
     )
     assert held_out.inside(z, held_out.parse("angle=45..90")).tolist() == [False, True, False]
+    round_it = Sprites(*(np.repeat(c[:1], 3) for c in z))._replace(angle=np.radians([0.0, 360.0, 299.0]))
+    assert held_out.inside(round_it, held_out.parse("angle=300..360")).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(

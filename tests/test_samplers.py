@@ -2,9 +2,9 @@
 
 import math
 
-import jaxtyping
 import pytest
 import torch
+from runs import unchecked
 from targets import GUMBEL, PRECISION, five_sigma, gaussian
 
 from igebm.buffer import Buffer
@@ -86,12 +86,8 @@ def test_an_exact_chain_evaluates_its_energy_once_a_step():
     ],
 )
 def test_misspelt_choices_are_refused(make):
-    jaxtyping.config.update("jaxtyping_disable", True)  # as it is where users are
-    try:
-        with pytest.raises(InputError):
-            make()
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with unchecked(), pytest.raises(InputError):
+        make()
 
 
 @each_kernel

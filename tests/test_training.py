@@ -410,6 +410,15 @@ def test_guard_waits_for_the_gap_to_stay_out_of_bounds(gap, remedy):
         watch.check(99, good(gap=gap))
 
 
+def test_a_guard_without_a_limit_looks_at_bad_numbers_alone():
+    watch = Guard(0.0)
+    for step in range(100):
+        watch.check(step, {"gap": 1e6})
+    assert watch.healthy
+    with pytest.raises(Divergence, match="gap = nan|e_neg = nan"):
+        watch.check(100, {"e_neg": math.nan, "gap": math.nan})
+
+
 def test_guard_is_not_deceived_by_a_gap_that_swings():
     """Out of bounds on one side and the other in turn: never for long on either, and the run is lost all the same."""
     watch = Guard(10.0)

@@ -168,7 +168,7 @@ class Preset:
     on_divergence: Literal["rollback", "stop"] = "rollback"
     """go back to the last good checkpoint with a new seed (three times at most), or stop"""
     gap_limit: float = 25.0
-    """an energy gap beyond this, either way, for 20 iterations is divergence"""
+    """an energy gap beyond this, either way, for 20 iterations is divergence; 0: however wide it is"""
 
     # Sampling from a finished model
     sample_steps: int = 600
@@ -305,6 +305,30 @@ def checked(preset: Preset) -> Preset:
     if p.max_chain_steps and p.max_chain_steps < p.chain_steps:
         raise InputError(f"--max-chain-steps {p.max_chain_steps} is below --chain-steps {p.chain_steps}")
     return p
+
+
+_CHAIN = "sampler chain_steps max_chain_steps alpha kl label_weight latent_steps start gap_limit sample_steps"
+_BUFFER = "restart buffer_fill buffer_policy buffer_labels buffer_rounding buffer_augment"
+_OF_IMAGES = (
+    "image_size channels flip crop conditional blocks stem activation modulation skip_kernel skip_down stem_bias "
+    "head_relu pooling harmonics dropout scales spectral init latent_steps label_weight buffer_size"
+)
+
+
+def idle(p: Preset) -> dict[str, str]:
+    """The settings that change nothing where the others are as they are, by name, each with what keeps it so."""
+    rules = (
+        (p.network == "trajectory", _OF_IMAGES, "--network trajectory"),
+        (p.network == "image", "past start", "--network image"),
+        (p.objective == "squared-error", _CHAIN, "--objective squared-error"),
+        (p.sampler == "mppi", "step_size clip noise_order", "--sampler mppi"),
+        (p.sampler == "langevin", "candidates temperature", "--sampler langevin"),
+        (not p.max_chain_steps, "raise_gap", "--max-chain-steps 0"),
+        (not p.buffer_size, _BUFFER, "--buffer-size 0"),
+        (p.kl == "none", "kl_weight", "--kl none"),
+        (not p.label_weight, "label_temperature label_candidates", "--label-weight 0"),
+    )
+    return {name: why for so, names, why in reversed(rules) if so for name in names.split()}
 
 
 _MULTIPLES = {str(n) for n in range(1, 65)}

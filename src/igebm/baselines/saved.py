@@ -49,13 +49,16 @@ class Baseline:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Float64[np.ndarray, "n"]:
         """log P of each image in nats, (N,) float64. PixelCNN++: exact. Glow: of one draw of the noise below a byte
-        (from `seed`, the same whatever the batch), whose expectation is a lower bound.
+        (from `seed`; on a CPU the same whatever the batch), whose expectation is a lower bound.
 
-        Raises InputError where the images are of another shape, Fault where a likelihood is not finite.
+        Raises InputError where the images are of another shape or no bytes, Fault where a likelihood is not finite.
         """
         want = (self.shape.height, self.shape.width, self.shape.channels)
-        if images.shape[1:] != want:
-            raise InputError(f"{self.name} takes images of (height, width, channels) {want}, got {images.shape[1:]}")
+        if images.dtype != np.uint8 or images.shape[1:] != want:
+            raise InputError(
+                f"{self.name} takes uint8 images of (height, width, channels) {want}, got {images.dtype} of "
+                f"{images.shape[1:]}"
+            )
         found, generator = np.empty(len(images)), torch.Generator(self.device).manual_seed(seed)
         with torch.no_grad():
             for part in batches(len(images), batch):

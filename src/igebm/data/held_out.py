@@ -52,7 +52,8 @@ def inside(z: Sprites, region: Region) -> Bool[np.ndarray, " n"]:
     column = {"scale": z.scale, "angle": np.degrees(z.angle) % 360.0, "x": z.x, "y": z.y}
     found = np.ones(len(z.x), bool)
     for factor, (low, high) in region.ranges.items():
-        found &= (column[factor] >= low - 1e-9) & (column[factor] <= high + 1e-9)
+        within = (column[factor] >= low - 1e-9) & (column[factor] <= high + 1e-9)
+        found &= within | ((factor == "angle") & (high == 360) & (column[factor] < 1e-9))  # all the way round is 0
     return found & np.isin(z.shape, region.shapes) if region.shapes else found
 
 

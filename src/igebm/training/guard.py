@@ -26,6 +26,7 @@ class Guard:
     """Watches the energy gap E(x⁻) - E(x⁺) from step to step. Healthy runs keep it within a few units."""
 
     gap_limit: float
+    """0: none"""
     outside: int = 0
     """iterations in a row with the gap out of bounds, on either side: a run that swings from one to the other is lost
     as well"""
@@ -42,7 +43,7 @@ class Guard:
             if not math.isfinite(metrics.get(name, 0.0)):
                 raise Divergence(step, f"{cause} ({name} = {metrics[name]})", _LOWER)
         gap = metrics.get("gap", 0.0)
-        self.outside = self.outside + 1 if abs(gap) > self.gap_limit else 0
+        self.outside = self.outside + 1 if abs(gap) > (self.gap_limit or math.inf) else 0
         if self.outside < PATIENCE:
             return
         if gap > 0:

@@ -5,7 +5,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +143,7 @@ def resume(
             states.promote_previous(folder)
         for name, (a, b) in changes.items():
             terminal.say(f"changed on resuming: {presets.flag(name)} {a} -> {b}")
+        say_idle(preset, changes)
         lost = preset.steps <= step  # a kill came between the last checkpoint and its model
         terminal.say(f"writing the model of {folder}" if lost else f"going on with {folder} from step {step}")
         write_preset(folder, state, runtime)
@@ -317,7 +318,17 @@ def settled(name: str, preset: Preset, found: Images | Series) -> Preset:
         terminal.say(f"no labels to tell apart, so the preset's --label-weight {weight:g} is left out")
         preset = replace(preset, label_weight=0.0)
     check_asked(preset, found)
+    if name in presets.PRESETS:  # else settings of one's own, all of them asked for
+        say_idle(preset, presets.beside(presets.named(name), preset))
     return replace(preset, data=absolute(preset.data))
+
+
+def say_idle(preset: Preset, asked: Iterable[str]) -> None:
+    """Say which of the settings `asked` for change nothing."""
+    idle = presets.idle(preset)
+    for name in asked:
+        if name in idle:
+            terminal.say(f"{presets.flag(name)} {getattr(preset, name)} changes nothing with {idle[name]}")
 
 
 def told_apart(preset: Preset, found: Images | Series) -> bool:

@@ -44,6 +44,15 @@ def test_a_term_is_read_in_parts(text, part, weight, source, value):
     assert term.custom == (source == "mine:energy")
 
 
+def test_a_run_may_have_the_sign_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    found = [terms.parse(text) for text in ("lr=0.1", "lr=0.1=dog", "lr=0.2=dog", "not:2*lr=0.1=a=b")]
+    assert [(t.source, t.value) for t in found] == [
+        ("lr=0.1", ""), ("lr=0.1", "dog"), ("lr", "0.2=dog"), ("lr=0.1", "a=b"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("text", ["x*digits=3", "-1*digits=3", "0*digits", "inf*digits", "=3", "not:", "2*"])
 def test_other_terms_are_refused(text):
     with pytest.raises(InputError):

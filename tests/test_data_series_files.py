@@ -208,3 +208,14 @@ def test_parquet_names_and_cells_that_are_no_utf8_are_refused(there, tmp_path):
     assert there.encode() in whole
     path.write_bytes(whole.replace(there.encode(), there.encode().replace(b"\xa9", b"(")))
     refused(path, "is not a Parquet file that can be read, or it is damaged")
+
+
+def test_changes_too_fine_for_float32_are_refused_and_not_rounded_away(tmp_path):
+    """About 1.7e7 float32 has steps of 2: changes of 1 become five values. With its mean off it is taken."""
+    x = np.random.default_rng(0).normal(size=(4, 50, 2))
+    x[..., 1] += 1.7e7
+    np.save(tmp_path / "a.npy", x)
+    with pytest.raises(InputError, match="feature x2 of .* changes by .* float32 cannot tell apart; take its mean off"):
+        load_series(tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", x - x.mean((0, 1)))
+    assert load_series(tmp_path / "b.npy").x.std() == pytest.approx(1, rel=0.2)

@@ -244,6 +244,21 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    "y", [torch.tensor([3, 99]), torch.tensor([-2]), torch.tensor([0.0]), torch.tensor([[1]])], ids=str
+)
+def test_labels_that_are_none_are_refused_beneath_as_well(y, ebm):
+    """Not taken for unlabelled images, which -1 says."""
+    m, x = ebm.model, np.zeros((len(y), 8, 8, 1), np.uint8)
+    for ask in (
+        lambda: m.given(y),
+        lambda: m.energy(x, y.numpy()),
+        lambda: m.sample(len(y), labels=y.numpy(), steps=1),
+    ):
+        with pytest.raises(InputError, match="takes labels, whole numbers from 0 to 2 .-1: unlabelled., got"):
+            ask()
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_meant_is_refused_in_one_line(name, ebm):
     act, why = BAD[name]

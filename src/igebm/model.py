@@ -123,8 +123,20 @@ class Model:
         return self.net.condition > 0
 
     def given(self, y: Tensor | None = None) -> Energy:
-        """E(· | y) for kernels and compositions: x is float (B, C, H, W) in [0, 1] on the model's device."""
+        """E(· | y) for kernels and compositions: x is float (B, C, H, W) in [0, 1] on the model's device, y the labels
+        (B,) int64 (-1: unlabelled) or latents (B, d) of its items, or (1, ...) for all of them; None: the neutral one.
+        Raises InputError for others."""
+        if y is not None and self.conditional:
+            self._check_condition(y)
         return self.twin.given(y)
+
+    def _check_condition(self, y: Tensor | np.ndarray) -> None:
+        k, floats = self.net.condition, "float" in str(y.dtype)
+        if self.shape.latents and not (floats and y.ndim == 2 and y.shape[1] == k):
+            raise InputError(f"{self.name} takes latents, floats of shape (n, {k}), got {y.dtype} {tuple(y.shape)}")
+        if self.shape.classes and (floats or y.ndim != 1 or bool(((y < -1) | (y >= k)).any())):
+            got = y.tolist() if y.ndim == 1 and len(y) < 9 else f"{y.dtype} {tuple(y.shape)}"
+            raise InputError(f"{self.name} takes labels, whole numbers from 0 to {k - 1} (-1: unlabelled), got {got}")
 
     @torch.no_grad()
     def under_each(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
@@ -186,10 +198,10 @@ class Model:
             if y.shape != (n, self.net.condition):
                 raise InputError(f"latents must be {n} x {self.net.condition} numbers, got {y.shape}")
             return y.astype(np.float32)
-        if labels is not None and (len(labels) != n or labels.min() < -1 or labels.max() >= max(1, self.net.condition)):
-            raise InputError(
-                f"labels must be {n} numbers from 0 to {self.net.condition - 1} (-1: unlabelled), got {labels}"
-            )
+        if labels is not None and self.conditional:
+            self._check_condition(labels)
+        if labels is not None and len(labels) != n:
+            raise InputError(f"{n} samples take as many labels, got {len(labels)}")
         if labels is not None or not self.conditional:
             return labels if self.conditional else None
         return np.arange(n, dtype=np.int64) % self.net.condition

@@ -14,6 +14,7 @@ from torch import Tensor
 from .compose import mixture, tempered
 from .energy import Energy, checked
 from .errors import Fault, InputError
+from .files import located, what_is
 from .model import Model, temperature
 from .samplers import Info, Kernel, State
 
@@ -49,10 +50,18 @@ def parse(text: str) -> Term:
         raise InputError(f"{text!r}: the weight {weight!r} before * is not a number") from None
     if not 0 < number < float("inf"):
         raise InputError(f"{text!r}: the weight must be above 0, got {weight}; write not: to push away")
-    source, _, value = source.partition("=")
+    source, value = _split(source)
     if not source:
         raise InputError(f"{text!r} names no model: write MODEL=VALUE, such as dsprites-scale=0.8 or digits=3")
     return Term(part, number, source, value)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """MODEL and VALUE of MODEL=VALUE: at the first =, but for a folder or file that has one in its name."""
+    ends = [i for i, letter in enumerate(text) if letter == "="] + [len(text)]
+    there = (i for i in reversed(ends) if what_is(located(text[:i])) != "nothing")
+    end = next(there, ends[0])
+    return text[:end], text[end + 1 :]
 
 
 def function(name: str) -> Energy:

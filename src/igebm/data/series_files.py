@@ -48,11 +48,16 @@ def load_series(path: str | Path, split: str = "train", least: int = 2) -> Serie
     return Series(where, *checked(x, names, least, where, ids))
 
 
+FINE = 100
+"""steps of float32 that a standard deviation must have"""
+
+
 def checked(
     x: np.ndarray, names: Sequence[str], least: int, where: str, ids: Sequence[str] = ()
 ) -> tuple[Float32[np.ndarray, "n t f"], tuple[str, ...]]:
     """The array as float32 and the names of its features (x1, x2, ... without). Raises InputError for what is no set of
-    series: another shape, too few states, values that are not numbers; `ids` are what the file calls its series."""
+    series: another shape, too few states, values that are not numbers or too fine for float32; `ids` are what the file
+    calls its series."""
     if x.ndim != 3 or not x.size:
         raise InputError(f"{where} must hold one array, series x steps x features, got shape {x.shape}")
     if x.dtype.kind not in "fiu":
@@ -73,6 +78,13 @@ def checked(
             f"{where} has {len(bad)} values that are no finite float32, the first ({x[i, k, j]}) in series {series}, "
             f"row {k} (from 0), feature {names[j]}; repair or drop those series"
         )
+    mean, std = x.mean((0, 1), dtype=np.float64).tolist(), x.std((0, 1), dtype=np.float64).tolist()
+    for name, m, s in zip(names, mean, std, strict=True):
+        if 0 < s < FINE * np.spacing(np.float32(abs(m))):
+            raise InputError(
+                f"the feature {name} of {where} changes by {s:.3g} about {m:.9g}, which float32 cannot tell apart; "
+                f"take its mean off"
+            )
     return y, names
 
 

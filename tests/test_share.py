@@ -17,6 +17,7 @@ import igebm
 from igebm import forecast, hub, model, presets, share
 from igebm.cli import main
 from igebm.errors import InputError
+from igebm.report import found
 from igebm.shapes import SeriesShape, Shape
 
 FAST = ["--dtype", "float32", "--threads", "1"]
@@ -166,6 +167,74 @@ def test_results_of_another_step_are_left_out_and_said(run_folder, tmp_path, cap
     assert main(["push", str(again), str(tmp_path / "a"), *FAST]) == 0
     assert "of step 3, the model of step 4" in capsys.readouterr().err
     assert files(tmp_path / "a") == TREE and "None were measured" in (tmp_path / "a" / "README.md").read_text()
+
+
+def series_run(folder: Path) -> Path:
+    """A run folder with a model of time series of step 7."""
+    folder.mkdir()
+    preset = presets.replace(presets.named("balls-langevin"), width=4)
+    shape = SeriesShape(2, ("x", "y"), (0.0, 1.0), (1.0, 2.0))
+    model.save(folder / "model.safetensors", model.build_net(preset, shape), preset, shape, 7, {})
+    return folder
+
+
+def rolled_out(folder: Path, *models: tuple[str, int, list[float]]) -> None:
+    """A rollout.json as igebm eval rollout leaves it in the folder of its first model."""
+    kind = {"seeds": len(models), "horizons": [1, 2], "mse": [8.0, 8.0], "growth_1_to_10": 1.0}
+    numbers = {
+        "windows": 5,
+        "models": [{"name": name, "step": step, "mse": mse} for name, step, mse in models],
+        "kinds": {"balls-langevin": kind},
+    }
+    (folder / "evaluation").mkdir(exist_ok=True)
+    about = {"experiment": "rollout", "numbers": numbers, "seed": 0}
+    (folder / "evaluation" / "rollout.json").write_text(json.dumps(about))
+
+
+def test_of_a_rollout_of_several_models_the_card_has_one(tmp_path):
+    """Errors 1 and 3 grow threefold; what the two models have in common, and what the other has, stays here. What was
+    passed on is passed on again, whatever its folder is called."""
+    run = series_run(tmp_path / "mine")
+    rolled_out(run, ("mine", 7, [1.0, 3.0]), ("other", 9, [2.0, 10.0]))
+    assert main(["push", str(run), str(tmp_path / "a"), *FAST]) == 0
+    assert main(["push", str(tmp_path / "a"), str(tmp_path / "b"), *FAST]) == 0
+    for to in ("a", "b"):
+        card = (tmp_path / to / "README.md").read_text()
+        assert "| windows | 5 |" in card and "| kinds, mine, growth 1 to 10 | 3 |" in card
+        found = json.loads((tmp_path / to / "evaluation" / "rollout.json").read_text())
+        assert [entry["name"] for entry in found["numbers"]["models"]] == ["mine"]
+        assert list(found["numbers"]["kinds"]) == ["mine"] and found["model"] == {"name": "mine", "step": 7}
+
+
+@pytest.mark.parametrize(
+    ("measured", "push_says", "report_says"),
+    [
+        (("other", 7), "is of other models, none of which is called mine", "none of them is called mine"),
+        (("mine", 6), "is of step 6, the model of step 7", "Measured at step 6; the model is now at step 7."),
+    ],
+)
+def test_a_rollout_of_another_model_or_step_is_left_out_and_said(measured, push_says, report_says, tmp_path, capsys):
+    run = series_run(tmp_path / "mine")
+    rolled_out(run, (*measured, [1.0, 3.0]))
+    assert main(["push", str(run), str(tmp_path / "a"), *FAST]) == 0
+    assert push_says in capsys.readouterr().err and files(tmp_path / "a") == TREE - {"samples.png"}
+    assert main(["report", str(run)]) == 0 and report_says in (run / "report.html").read_text()
+    rolled_out(run, ("mine", 7, [1.0, 3.0]))
+    assert main(["report", str(run)]) == 0 and "Measured " not in (run / "report.html").read_text()
+
+
+def test_of_concepts_combined_the_card_has_what_the_model_took_part_in():
+    rows = [{"factors": ["shape"]}, {"factors": ["shape", "scale"]}]
+    numbers = {"rows": rows, "names": {"a": "shape", "b": "scale"}, "steps": {"a": 3, "b": 4}, "blind": {"shape": 0.6}}
+    kept = share.of_one({"numbers": numbers}, ("b",), 4)
+    assert kept == {
+        "numbers": {"rows": rows[1:], "names": {"b": "scale"}, "blind": {"shape": 0.6}},
+        "model": {"name": "b", "step": 4},
+    }
+    known = [found.measured_at({"numbers": numbers}, (name,)) for name in "abc"]
+    assert known == [(True, 3), (True, 4), (False, None)]
+    del numbers["steps"]
+    assert found.measured_at({"numbers": numbers}, ("a",)) == (True, None)
 
 
 def test_a_second_push_leaves_nothing_of_the_first(run_folder, tmp_path):

@@ -286,6 +286,7 @@ def concepts(asked: ConceptsOf) -> int:
     start = time.perf_counter()
     with terminal.bar("concepts") as screen:
         found = experiment.run([m for m, _ in opened], asked.options, out, asked.seed, asked.batch, screen)
+    found |= {"steps": {m.name: m.step for m, _ in opened}}
     seconds = time.perf_counter() - start
     about = record_plain(out, "concepts", asked.options, found, asked.seed, opened[0][1], seconds)
     told = [(row["models"], " + ".join(row["factors"]), row["errors"], row) for row in reversed(found["rows"])]

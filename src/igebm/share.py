@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from .data.decode import Picture, decode
 from .data.images import shown
 from .data.named import NAMED
 from .errors import InputError, many
+from .evaluation.rollout import summary
 from .evaluation.settings import EXPERIMENTS
 from .evaluation.work import folder_of
 from .files import new_folder, what_is, writable_folder, write_json, write_text
 from .files import whole as write_whole
 from .inputs import open_model
-from .report.found import at, read_json
+from .report.found import at, measured_at, number, read_json
 from .report.plots import sample_picture, write_png
 from .report.tables import measure
 from .shapes import SeriesShape, Shape
@@ -102,7 +104,7 @@ def write_tree(
     picture: np.ndarray | None,
 ) -> None:
     """The files that travel, each whole or not at all, the card first and the weights last."""
-    results = results_of(asked.model, about["step"])
+    results = results_of(asked.model, (name, model.called(asked.model)), about["step"])
     preset = preset_of(path, about)
     told = card(name, where, asked.licence, tensors, about, command_of(path, preset), results, picture is not None)
     write_text(folder / "README.md", told)  # first: by it a push that did not come to its end is known as ours
@@ -120,21 +122,43 @@ def write_tree(
         temporary.write_bytes(path.read_bytes())
 
 
-def results_of(where: str, step: int) -> dict[str, Any]:
-    """The model's evaluations, where igebm eval leaves them; those of another step are left out, and this is said."""
+def results_of(where: str, names: Sequence[str], step: int) -> dict[str, Any]:
+    """The model's evaluations, where igebm eval leaves them; those of another model or of another step are left out,
+    and this is said."""
     folder, troubles, results = folder_of(where), [], {}
     for name in RESULTS:
         found = read_json(folder / f"{name}.json", troubles, needed=False)
         if not isinstance(found, dict) or not isinstance(found.get("numbers"), dict):
             continue
-        of = found.get("model")
-        if isinstance(of, dict) and of.get("step") != step:
-            troubles.append(f"{folder / name}.json is of step {of.get('step')}, the model of step {step}")
-            continue
-        results[name] = found
+        alone, (ours, of_step) = isinstance(found.get("model"), dict), measured_at(found, names)
+        if not ours:
+            troubles.append(f"{folder / name}.json is of other models, none of which is called {names[0]}")
+        elif of_step != step and (alone or of_step is not None):
+            troubles.append(f"{folder / name}.json is of step {of_step}, the model of step {step}")
+        else:
+            results[name] = found if alone else of_one(found, names, step)
     for trouble in troubles:
         terminal.say(f"left out: {trouble}")
     return results
+
+
+def of_one(result: dict[str, Any], names: Sequence[str], step: int) -> dict[str, Any]:
+    """A result of several models (rollout, concepts) with what it says of the one that is called by one of `names`, and
+    `model` as results of one model have it."""
+    told = result["numbers"]
+    kept = {key: v for key, v in told.items() if key not in ("models", "kinds", "names", "steps", "rows")}
+    if isinstance(told.get("models"), list):
+        entry = next(entry for entry in told["models"] if at(entry, "name") in names)
+        name, mse = entry["name"], entry.get("mse")
+        kept["models"] = [entry]
+        if isinstance(mse, list) and mse and all(number(v) is not None for v in mse):
+            kept["kinds"] = {name: summary([np.array(mse)])}  # what was told of a kind may be of several models
+    else:
+        name = next(name for name in names if name in told["names"])
+        factor, rows = told["names"][name], told.get("rows")
+        kept["names"] = {name: factor}
+        kept["rows"] = [row for row in rows if factor in (at(row, "factors") or ())] if isinstance(rows, list) else []
+    return result | {"model": {"name": name, "step": step}, "numbers": kept}
 
 
 def preset_of(path: Path, about: dict[str, Any]) -> dict[str, Any]:

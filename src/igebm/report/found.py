@@ -3,7 +3,7 @@ is shown."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -87,7 +87,7 @@ def find(folder: Path, experiments: Iterable[str]) -> Found:
         )
     where, name = measured_model(folder, results.values())
     told = at(next(iter(results.values()), {}), "model")
-    step = whole_number(at(told, "step"))
+    step = next((k for result in results.values() if (k := measured_at(result, (where, name))[1]) is not None), None)
     about: dict[str, Any] = {"facts": {"preset": at(told, "preset")}, "settings": {"data": at(told, "data")}}
     card, parameters = None, None
     if where in pretrained.names() and pretrained.card(where)["iterations"] == step:
@@ -234,6 +234,20 @@ def measured_model(folder: Path, results: Iterable[dict[str, Any]]) -> tuple[str
         if said and isinstance(name, str):
             return said[0], name
     return folder.resolve().name, folder.resolve().name
+
+
+def measured_at(result: dict[str, Any], names: Sequence[str]) -> tuple[bool, int | None]:
+    """Whether a result's numbers are of the model that is called by one of `names`, and at which step they were taken,
+    None where that is not recorded. A result of several models (rollout, concepts) names them all; one of a single
+    model lies where that model's lie, whatever it was called then."""
+    if isinstance(told := result.get("model"), dict):
+        return True, whole_number(told.get("step"))
+    for entry in listed if isinstance(listed := at(result, "numbers", "models"), list) else ():
+        if at(entry, "name") in names:
+            return True, whole_number(at(entry, "step"))
+    among = at(result, "numbers", "names")
+    name = next((name for name in names if name in among), None) if isinstance(among, dict) else None
+    return name is not None, whole_number(at(result, "numbers", "steps", name)) if name is not None else None
 
 
 def read_weights(path: Path, troubles: list[str]) -> tuple[dict[str, Any], int | None, int | None]:

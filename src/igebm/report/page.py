@@ -17,7 +17,7 @@ from ..files import writable_folder, write_text
 from ..terminal import clock
 from .curves import chart
 from .embedded import Embedded, embed
-from .found import Found, at, find, number, whole_number
+from .found import Found, at, find, measured_at, number, whole_number
 from .markup import command, document, facts, scrolling, tag, written
 from .tables import numbers_tables, settings_list, spoken
 
@@ -300,7 +300,8 @@ def measured(found: Found, experiments: Mapping[str, type], troubles: list[str])
 
 def result(found: Found, name: str, kind: type | None, troubles: list[str]) -> Element:
     about = found.results[name]
-    step, seconds = whole_number(at(about, "model", "step")), number(at(about, "seconds"))
+    ours, step = measured_at(about, (found.name, found.folder.name))
+    seconds = number(at(about, "seconds"))
     machine = at(about, "machine")
     cores = whole_number(at(machine, "cores"))
     where = [at(machine, "gpu") or at(machine, "cpu"), f"{cores} cores" if cores else None]
@@ -316,6 +317,8 @@ def result(found: Found, name: str, kind: type | None, troubles: list[str]) -> E
         ("versions", versions(at(machine, "versions"))),
     ]
     typed, warnings = at(machine, "command"), []
+    if found.is_run and not ours:
+        warnings.append(f"Measured on other models: none of them is called {found.name}.")
     if found.step is not None and step is not None and step != found.step:
         warnings.append(f"Measured at step {step:,}; the model is now at step {found.step:,}.")
     if name in found.failures:

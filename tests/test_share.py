@@ -237,6 +237,23 @@ def test_of_concepts_combined_the_card_has_what_the_model_took_part_in():
     assert found.measured_at({"numbers": numbers}, ("a",)) == (True, None)
 
 
+def test_the_weights_are_those_that_the_card_tells_of(run_folder, tmp_path, monkeypatch):
+    """A run that goes on while its model is passed on: the model of step 4 was read, one of step 5 is there then."""
+    again = tmp_path / "tiny"
+    shutil.copytree(run_folder, again)
+    before = (again / "model.safetensors").read_bytes()
+
+    def goes_on(*_):
+        m = model.load(again)
+        model.save(again / "model.safetensors", m.net, m.preset, m.shape, 5, m.facts)
+
+    monkeypatch.setattr(share, "picture_of", goes_on)
+    assert main(["push", str(again), str(tmp_path / "a"), *FAST]) == 0
+    assert "| iterations | 4 |" in (tmp_path / "a" / "README.md").read_text()
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == before
+    assert model.load(again).step == 5
+
+
 def test_a_second_push_leaves_nothing_of_the_first(run_folder, tmp_path):
     """Numbers of other weights beside these would be believed."""
     other = tmp_path / "other.safetensors"

@@ -4,8 +4,10 @@ Everything beyond training stands on this module: the command line, evaluation, 
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -422,18 +424,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises InputError where the file is foreign or damaged, or its metadata lack something.
     """
-    try:
-        header = _header(path)
-        if "igebm" not in header:
-            raise InputError(f"{path} was not written by igebm: its metadata has no settings")
-        tensors = safetensors.torch.load(path.read_bytes())  # its reader of files takes no name that is not UTF-8
-    except InputError:
-        raise
-    except Exception as error:  # a dozen kinds; each means the same here
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise InputError(
-            f"{path} is not a whole safetensors file ({reason}); other formats, pickles among them, are not opened"
-        ) from error
+    return parsed(whole_file(path), path)
+
+
+def whole_file(path: Path) -> bytes:
+    """All bytes of a file that igebm wrote. Raises InputError where it is foreign, before the rest of it is read."""
+    with _sound(path), open(path, "rb") as file:
+        _header(file, path)
+        file.seek(0)
+        return file.read()
+
+
+def parsed(written: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `read` gives, of the bytes of the file at `path`."""
+    with _sound(path):
+        header = _header(io.BytesIO(written), path)
+        tensors = safetensors.torch.load(written)  # its reader of files takes no name that is not UTF-8
     try:
         about = json.loads(header["igebm"])
     except (ValueError, TypeError, RecursionError) as error:
@@ -456,13 +462,29 @@ def _seal(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _header(path: Path) -> dict[str, Any]:
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """Whatever Python and safetensors say of a file that is none, as one InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a dozen kinds; each means the same here
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise InputError(
+            f"{path} is not a whole safetensors file ({reason}); other formats, pickles among them, are not opened"
+        ) from error
+
+
+def _header(file: io.BufferedIOBase, path: Path) -> dict[str, Any]:
     """The metadata of a safetensors file: read before the rest, which may be gigabytes of something else."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > 2**27:
-            raise ValueError("its header is no header")
-        return dict(json.loads(file.read(length)).get("__metadata__") or {})
+    length = int.from_bytes(file.read(8), "little")
+    if length > 2**27:
+        raise ValueError("its header is no header")
+    header = dict(json.loads(file.read(length)).get("__metadata__") or {})
+    if "igebm" not in header:
+        raise InputError(f"{path} was not written by igebm: its metadata has no settings")
+    return header
 
 
 def _few(names: list[str]) -> str:

@@ -52,7 +52,8 @@ def push(asked: Push) -> str:
     if at and at.revision:
         raise InputError(f"{asked.to}: leave out @{at.revision}; igebm push writes to the repository's main branch")
     path = model.find(asked.model)
-    tensors, about = model.read(path)
+    weights = model.whole_file(path)  # once: a run that goes on writes others there
+    tensors, about = model.parsed(weights, path)
     if folder and what_is(folder) == "folder" and path.resolve().parent == folder.resolve():
         raise InputError(f"{folder} is the model's own folder; give another, or owner/name")
     if folder is None:
@@ -68,13 +69,12 @@ def push(asked: Push) -> str:
     name = model.called(asked.model) if asked.model.startswith("hf:") else name
     picture = picture_of(asked, about, path)
     if folder:
-        write_tree(
-            writable_folder(folder, "give another"), asked, name, folder.resolve().name, path, tensors, about, picture
-        )
+        called = folder.resolve().name
+        write_tree(writable_folder(folder, "give another"), asked, name, called, path, weights, tensors, about, picture)
         return str(folder)
     assert at is not None
     with tempfile.TemporaryDirectory(prefix="igebm-push-") as made:
-        write_tree(Path(made), asked, name, f"hf:{at.name}", path, tensors, about, picture)
+        write_tree(Path(made), asked, name, f"hf:{at.name}", path, weights, tensors, about, picture)
         said = f"{name}, step {about['step']}"
         return hub.push(Path(made), at.name, asked.public, said, ["evaluation/*.json", "samples.png"])
 
@@ -99,6 +99,7 @@ def write_tree(
     name: str,
     where: str,
     path: Path,
+    weights: bytes,
     tensors: dict[str, Any],
     about: dict[str, Any],
     picture: np.ndarray | None,
@@ -119,7 +120,7 @@ def write_tree(
         write_png(folder / "samples.png", picture)
     write_json(folder / "preset.json", preset)
     with write_whole(folder / hub.MODEL) as temporary:
-        temporary.write_bytes(path.read_bytes())
+        temporary.write_bytes(weights)
 
 
 def results_of(where: str, names: Sequence[str], step: int) -> dict[str, Any]:
@@ -226,8 +227,8 @@ def pull(asked: Pull) -> Path:
     if asked.out is not None and what_is(asked.out) == "folder" and any(asked.out.iterdir()):
         raise InputError(f"{asked.out} is there and holds something; choose another --out")
     fetch = (lambda n: hub.fetched(at, n)) if at else (lambda n: (source or Path()) / n)
-    weights = fetch(hub.MODEL)
-    model.read(weights)  # before anything is written
+    weights = model.whole_file(path := fetch(hub.MODEL))
+    model.parsed(weights, path)  # before anything is written
     small = {n: content(n, fetch(n)) for n in SMALL if n in there}
     out = new_folder(Path("models") / name) if asked.out is None else writable_folder(asked.out)
     for n, value in small.items():
@@ -237,7 +238,7 @@ def pull(asked: Pull) -> Path:
         else:
             write_text(out / n, value)
     with write_whole(out / hub.MODEL) as temporary:
-        temporary.write_bytes(weights.read_bytes())
+        temporary.write_bytes(weights)
     if left:
         terminal.say(f"left where they are: {', '.join(map(shown, left[:5]))}{', ...' if len(left) > 5 else ''}")
     return out

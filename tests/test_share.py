@@ -14,7 +14,7 @@ from PIL import Image
 from test_cli import TINY, files
 
 import igebm
-from igebm import forecast, hub, model, presets, share
+from igebm import forecast, hub, model, presets, pretrained, shapes, share
 from igebm.cli import main
 from igebm.errors import InputError
 from igebm.report import found
@@ -113,6 +113,17 @@ def test_the_card_says_what_the_run_says(run_folder, tmp_path):
     auroc = result["numbers"]["auroc"]["uniform"]
     assert f"| auroc, uniform, high | {auroc['high']:.4g} |" in card
     assert "igebm sample a --n 16" in card and str(tmp_path) not in card  # a path of this machine is nobody else's
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_parameters_are_those_of_the_network_wherever_they_are_told(name):
+    """cifar10-cond is stored in 8 bits, with scales that no network has."""
+    path = pretrained.FOLDER / f"{name}.safetensors"
+    tensors, about = model.read(path)
+    net = model.build_net(presets.from_dict(about["settings"]), shapes.from_dict(about, path))
+    count = sum(p.numel() for p in net.parameters())
+    assert pretrained.card(name)["parameters"] == found.read_weights(path, [])[2] == count
+    assert f"| parameters | {count:,} |" in share.card(name, name, "mit", tensors, about, "", {}, False)
 
 
 def test_numbers_of_a_card_are_the_numbers():

@@ -26,7 +26,7 @@ from .evaluation.work import folder_of
 from .files import new_folder, what_is, writable_folder, write_json, write_text
 from .files import whole as write_whole
 from .inputs import open_model
-from .report.found import at, measured_at, number, read_json
+from .report.found import at, measured_at, number, parameters, read_json
 from .report.plots import sample_picture, write_png
 from .report.tables import measure
 from .shapes import SeriesShape, Shape
@@ -300,7 +300,7 @@ def card(
     first, now = facts.get("data"), since[-1] if since else facts.get("data")
     items = lambda of: f", {at(of, 'images'):,} items" if isinstance(at(of, "images"), int) else ""
     facts_told = {
-        "parameters": f"{parameters(tensors):,}",
+        "parameters": f"{parameters({name: t.shape for name, t in tensors.items()}):,}",
         "trained on": spelled(data) + items(now),
         "begun on": f"{spelled(at(first, 'name'))}{items(first)}, until iteration {plain(at(since[0], 'step'))}"
         if since
@@ -388,11 +388,6 @@ def numbers(found: dict[str, Any], before: str = "", most: int = 12) -> dict[str
             error = f" ± {pair[1]:.2g}" if isinstance(pair[1], int | float) else ""
             told[plain(name)] = f"{pair[0]:.4g}{error}"
     return dict(list(told.items())[:most]) if not before else told
-
-
-def parameters(tensors: dict[str, Any]) -> int:
-    """Without the vectors of the power iteration, which are no weights."""
-    return sum(t.numel() for name, t in tensors.items() if name.rpartition(".")[2] not in ("u", "v", "scale"))
 
 
 def condition(shape: Shape | SeriesShape, settings: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@ is shown."""
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -250,15 +250,20 @@ def measured_at(result: dict[str, Any], names: Sequence[str]) -> tuple[bool, int
     return name is not None, whole_number(at(result, "numbers", "steps", name)) if name is not None else None
 
 
+def parameters(shapes: Mapping[str, Sequence[int]]) -> int:
+    """How many numbers of a file's tensors, or of a network's, are trained: without the vectors u, v of the power
+    iteration, the `scale` of a classifier's features, and the scales of weights in 8 bits."""
+    kept = [shape for name, shape in shapes.items() if name.rpartition(".")[2] not in ("u", "v", "scale", "int8_scale")]
+    return sum(map(math.prod, kept))
+
+
 def read_weights(path: Path, troubles: list[str]) -> tuple[dict[str, Any], int | None, int | None]:
     """A model file's settings, its step and its number of parameters, without its weights."""
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})["igebm"])
-            # u and v are the vectors of the power iteration, which are not trained.
-            trained = [name for name in file.keys() if name.rsplit(".")[-1] not in ("u", "v")]
-            parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in trained)
-        return about, whole_number(about["step"]), parameters
+            count = parameters({name: file.get_slice(name).get_shape() for name in file.keys()})
+        return about, whole_number(about["step"]), count
     except FileNotFoundError:
         troubles.append(f"{path.name} is missing: the run has not saved a model yet")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -246,9 +246,22 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, capsys):
         (["--step", "-1"], "--step -1"),
         (["--blocks", "1x"], "give words such as"),
         (["--key", "ema"], "under 'ema'"),
+        (["--classes", *"abcdefghia"], "--classes names a more than once"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(words, why, tmp_path, capsys):
     torch.save(made_up(), tmp_path / "x.pt")
     assert main(["convert", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out"), *words]) == 2
     assert why in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["preset.json", "metrics.jsonl", "checkpoint.pt", "README.md", "model.safetensors"])
+def test_what_lies_there_is_not_written_over(name, tmp_path, capsys):
+    """A run that has saved nothing but its settings yet, or somebody's own file of that name."""
+    torch.save(made_up(), tmp_path / "x.pt")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("another's")
+    assert main(["convert", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'out' / name} is there" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_text() == "another's"

@@ -42,6 +42,12 @@ PORT: dict[str, Any] = dict(
 )
 """how the port's network, chain and training differ from the paper's, in our settings"""
 
+WRITTEN = (
+    "model.safetensors", "preset.json", "checkpoint.pt", "metrics.jsonl", "samples", "samples.png", "README.md",
+    "evaluation",
+)  # fmt: skip
+"""what a run, or igebm push, has in its folder: another model's beside these would be taken for this one's"""
+
 BLOCKS = "1d 1 2d 2 2d 2"
 """the port's only table: Fig. 14a"""
 
@@ -52,14 +58,16 @@ def convert(asked: Convert) -> Path:
     """`igebm convert`: the folder with model.safetensors and preset.json."""
     within("--step", asked.step, 0, 10**12)
     within("--image-size", asked.image_size, 1, 1024)
+    if twice := [name for name in dict.fromkeys(asked.classes) if asked.classes.count(name) > 1]:
+        raise InputError(f"--classes names {', '.join(twice)} more than once; give each class a name of its own")
+    if taken := next((asked.out / name for name in WRITTEN if what_is(asked.out / name) != "nothing"), None):
+        raise InputError(f"{taken} is there, and {asked.out} would hold two models; choose another --out")
     state = opened(asked.file, asked.key)
     blocks = asked.blocks or blocks_of(state)
     preset, shape = described(state, blocks, asked.image_size, tuple(asked.classes), asked.data)
     net = model.build_image_net(preset, shape)
     net.load_state_dict(converted(state, net))
     out = writable_folder(asked.out)
-    if what_is(out / "model.safetensors") != "nothing":
-        raise InputError(f"{out} already holds a model; choose another --out")
     facts = {"converted": f"a checkpoint of igebm-pytorch, {shown(asked.file.name)}", "data": {"name": asked.data}}
     about = {"settings": presets.to_dict(preset), "facts": facts} | shape.to_dict()
     write_json(out / "preset.json", about)

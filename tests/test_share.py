@@ -366,6 +366,23 @@ def test_what_is_public_stays_so_only_when_it_is_said(run_folder, world, capsys)
     assert "evaluation/generation.json" not in world.files["alice/tiny"]  # of weights that are gone
 
 
+@pytest.mark.parametrize("theirs", ["README.md", "preset.json", "model.safetensors", "samples.png"])
+def test_a_repository_of_something_else_is_not_written_over(theirs, run_folder, world, capsys, monkeypatch):
+    """Nor does work begin; one with other files alone, as the hub makes it, is written to."""
+    world.files["alice/mine"] = {theirs: b"---\nlicense: mit\n---\nmy own", ".gitattributes": b""}
+    world.private["alice/mine"] = True
+    before = dict(world.files["alice/mine"])
+    with monkeypatch.context() as patch:
+        patch.setattr(share, "picture_of", lambda *_: pytest.fail("drew a picture"))
+        told = refused(capsys, "push", str(run_folder), "alice/mine", *FAST)
+    assert f"{theirs} of alice/mine would be replaced, and igebm push did not write it; give another repository" in told
+    assert world.files["alice/mine"] == before
+    del world.files["alice/mine"][theirs]
+    for _ in range(2):
+        assert main(["push", str(run_folder), "alice/mine", *FAST]) == 0
+    assert set(world.files["alice/mine"]) == TREE | {"evaluation/ood.json", ".gitattributes"}
+
+
 def test_no_pickle_is_fetched(run_folder, world, capsys):
     """A repository with more in it than igebm writes: the rest is neither asked for nor written, and is named."""
 

@@ -93,6 +93,20 @@ def ready_to_push() -> None:
         raise InputError(f"nothing can be pushed without a token: {LOGIN}")
 
 
+def found_at(at: Repository) -> tuple[list[str], str]:
+    """The names of all files of a repository, and the text of its README.md; nothing of one that is not there, or that
+    is not shown to this user. Raises InputError where the hub cannot be asked."""
+    from huggingface_hub import errors
+
+    with told(at.name, "no README.md"):
+        try:
+            files = [file.rfilename for file in api().model_info(at.name).siblings or []]
+        except errors.RepositoryNotFoundError:
+            return [], ""
+    card = fetched(at, "README.md").read_text(encoding="utf-8", errors="replace") if "README.md" in files else ""
+    return files, card
+
+
 def push(folder: Path, name: str, public: bool, message: str, stale: list[str]) -> str:
     """Upload all of `folder` in one commit, making the repository where there is none; returns its address.
 

@@ -56,11 +56,13 @@ def push(asked: Push) -> str:
     tensors, about = model.parsed(weights, path)
     if folder and what_is(folder) == "folder" and path.resolve().parent == folder.resolve():
         raise InputError(f"{folder} is the model's own folder; give another, or owner/name")
-    if folder is None:
+    if at:
         hub.ready_to_push()
-    elif foreign := not_ours(folder):
-        raise InputError(f"{foreign} would be replaced, and igebm push did not write it; give another folder")
-    elif asked.picture is None:  # else drawing one takes its time
+    there, its_card = hub.found_at(at) if at else in_folder(Path(asked.to).expanduser())
+    if foreign := not_ours(there, its_card):
+        place, kind = (folder / foreign, "folder") if folder else (f"{foreign} of {asked.to}", "repository")
+        raise InputError(f"{place} would be replaced, and igebm push did not write it; give another {kind}")
+    if folder and asked.picture is None:  # else drawing one takes its time
         writable_folder(folder, "give another")
     data = about["settings"].get("data", "")
     if Path(data).is_absolute():
@@ -84,13 +86,18 @@ def is_folder(to: str, said: bool) -> bool:
     return said or to.startswith((".", "/", "~")) or to.endswith("/") or what_is(Path(to)) == "folder"
 
 
-def not_ours(folder: Path) -> Path | None:
-    """A file that push would write over in a folder that holds no card of an earlier push."""
+def in_folder(folder: Path) -> tuple[list[str], str]:
+    """Which of push's files are in a folder, and the text of its README.md."""
     path = folder / "README.md"
     card = path.read_text(encoding="utf-8", errors="replace") if what_is(path) == "file" else ""
+    return [name for name in (*SMALL, hub.MODEL) if what_is(folder / name) != "nothing"], card
+
+
+def not_ours(there: Sequence[str], card: str) -> str | None:
+    """Of the files `there`, one that push would write over, where `card`, the README.md, is of no earlier push."""
     if card.startswith("---\n") and 'library_name: "igebm"' in card:
         return None
-    return next((folder / name for name in (*SMALL, hub.MODEL) if what_is(folder / name) != "nothing"), None)
+    return next((name for name in (*SMALL, hub.MODEL) if name in there), None)
 
 
 def write_tree(

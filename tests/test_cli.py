@@ -6,12 +6,14 @@ import dataclasses
 import io
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +22,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_data_folder import c01, c26
 
-from igebm import forecast, model, presets, pretrained
+from igebm import cli, forecast, model, presets, pretrained
 from igebm.cli import COMMANDS, main
 from igebm.errors import InputError
 from igebm.evaluation.settings import EXPERIMENTS
 from igebm.files import results_folder
+from igebm.training.loop import Outcome
 
 TINY = (
     "--width 4 --blocks 1d --chain-steps 3 --batch 8 --buffer-size 24 --save-every 2 --log-every 1 --grid-every 3 "
@@ -610,6 +613,22 @@ def test_a_folder_that_holds_a_run_is_refused_and_kept(run_folder, capsys):
     line = mistake(capsys, "train", "--steps", "2", "--out", run_folder, *TINY)
     assert "already holds a run" in line and f"--resume {run_folder}" in line
     assert {name: (run_folder / name).read_bytes() for name in files(run_folder)} == before
+
+
+def test_lines_to_be_pasted_are_words_to_a_shell(tmp_path, capsys, monkeypatch):
+    """A folder of two words: what is said of it goes on with it, whichever way the run ended."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--steps", "2", "--out", "out dir", *TINY]) == 0
+    said = capsys.readouterr().err
+    assert shlex.split(said[said.index("next: ") :].strip()) == ["next:", "igebm", "sample", "out dir"]
+    assert "--resume 'out dir', or" in mistake(capsys, "train", "--steps", "2", "--out", "out dir", *TINY)
+    assert "(--init-from 'out dir' takes" in mistake(capsys, "train", "--resume", "out dir", "--width", "8")
+    assert cli._ended(Outcome("interrupted", 2, 0.0), Path("out dir"), False) == 130
+    assert capsys.readouterr().err.endswith("igebm train --resume 'out dir'\n")
+    assert cli._ended(Outcome("unpictured", 2, 0.0), Path("out dir"), False) == 130
+    assert "igebm sample 'out dir' draws samples" in capsys.readouterr().err
+    assert cli._baseline_ended(SimpleNamespace(kind="glow"), Outcome("interrupted", 2, 0.0), Path("a b"), False) == 130
+    assert capsys.readouterr().err.endswith("igebm baseline glow --resume 'a b'\n")
 
 
 def test_unknown_label_names_the_nearest(run_folder, capsys, tmp_path):

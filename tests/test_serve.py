@@ -195,6 +195,15 @@ def test_formula_and_command_say_what_is_done(digits):
     assert [terms.parse(t) for t in shlex.split(work.command(parsed))[2:]] == parsed
 
 
+@pytest.mark.parametrize("word", ["x;reboot", "a';reboot;'", "$(reboot)", "a b", '"', "`reboot`", "x&y|z>w", "\\"])
+def test_a_class_of_any_name_is_one_word_to_a_shell(word):
+    """Names of classes come from a model's file, and the line is there to be pasted."""
+    m = untrained(Shape(1, 8, 8, (word, "other")), conditional=True)
+    parsed = work.combined([("and", 1.0, f"m={word}"), ("or", 2.0, f"m={word}")], {"m": m})
+    said = subprocess.run(["sh", "-c", f"printf '%s\\n' {work.command(parsed)}"], capture_output=True, text=True)
+    assert said.stdout.splitlines() == ["igebm", "compose", f"m={word}", f"or:2*m={word}"]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

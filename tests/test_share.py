@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_the_card_says_what_the_run_says(run_folder, tmp_path):
         f"| parameters | {count:,} |",
         "| iterations | 4 |",
         "| `width` | 4 |",
-        " ".join(command),
+        shlex.join(command),
         "samples.png",
     ):
         assert word in card

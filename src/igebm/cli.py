@@ -166,20 +166,23 @@ def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
     if ranks.rank() == 0 and (as_json or outcome.reason != "interrupted"):
         terminal.result(about, as_json, lambda: str(folder))
     if outcome.reason == "interrupted":
-        terminal.say(f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {folder}")
+        terminal.say(
+            f"interrupted at step {outcome.step}, saved; go on with: igebm train --resume {terminal.quoted(folder)}"
+        )
         return 130
     from .report.found import at, read_json
 
     about = read_json(folder / "preset.json", [], needed=False)
     series = at(about, "settings", "network") == "trajectory"
+    drawn = f"igebm {'eval rollout' if series else 'sample'} {terminal.quoted(folder)}"
     if outcome.reason == "unpictured":
-        draws = f"igebm eval rollout {folder} draws rollouts" if series else f"igebm sample {folder} draws samples"
+        draws = f"{drawn} draws {'rollouts' if series else 'samples'}"
         terminal.say(f"the run is whole and saved, all but its last picture; {draws}")
         return 130
     ended = "time is up at step" if outcome.reason == "minutes" else "step"
     terminal.say(
         f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; pictures in {folder / 'samples'}; "
-        f"next: igebm {'eval rollout' if series else 'sample'} {folder}"
+        f"next: {drawn}"
     )
     return 0
 
@@ -407,10 +410,10 @@ def _kind_of(run: Path) -> str:
 
 
 def _baseline_ended(trained: Any, outcome: Any, folder: Path, as_json: bool) -> int:
-    from .terminal import clock, result, say
+    from .terminal import clock, quoted, result, say
 
     if outcome.reason == "interrupted":
-        go_on = f"igebm baseline {trained.kind} --resume {folder}"
+        go_on = f"igebm baseline {trained.kind} --resume {quoted(folder)}"
         say(f"interrupted at step {outcome.step}, saved; go on with: {go_on}")
         return 130
     bits = ", ".join(f"{b:.3f} on {split}" for split, b in trained.facts["bits_per_dim"].items() if b is not None)

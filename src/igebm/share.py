@@ -337,11 +337,11 @@ def card(
 def usage(where: str, shape: Shape | SeriesShape, kind: str | None) -> list[str]:
     sh = lambda line: ["Where igebm is installed:", "", "```sh", line, "```"]
     if kind:
-        return sh(f"igebm eval ood MODEL --baselines {quoted(where)}")
+        return sh(f"igebm eval ood MODEL --baselines {terminal.quoted(where)}")
     if isinstance(shape, SeriesShape):
-        return sh(f"igebm eval rollout {quoted(where)}")
+        return sh(f"igebm eval rollout {terminal.quoted(where)}")
     return [
-        *sh(f"igebm sample {quoted(where)} --n 16"),
+        *sh(f"igebm sample {terminal.quoted(where)} --n 16"),
         "",
         "```python",
         "import igebm",
@@ -351,10 +351,6 @@ def usage(where: str, shape: Shape | SeriesShape, kind: str | None) -> list[str]
         "e = ebm.energy(x)  # (16,): lower is more like the training data",
         "```",
     ]
-
-
-def quoted(where: str) -> str:
-    return where if re.fullmatch(r"[\w./:@-]+", where) else "'" + where.replace("'", "'\\''") + "'"
 
 
 def main_settings(settings: dict[str, Any], kind: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -167,6 +168,11 @@ def _rich_bar(what: str, first: int) -> Iterator[Screen]:
 def result(found: Any, as_json: bool, text: Callable[[], str]) -> None:
     """What a command has found, to stdout: as one JSON document, or as `text()` says it to people."""
     print(json.dumps(plain(found), indent=2, allow_nan=False) if as_json else text())
+
+
+def quoted(word: Any) -> str:
+    """A word of a line that is to be pasted into a shell: names of folders and classes are not ours."""
+    return shlex.quote(str(word))
 
 
 def clock(seconds: float) -> str:

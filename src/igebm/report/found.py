@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from .. import pretrained
 from ..errors import InputError
+from ..terminal import quoted
 
 Entry = dict[str, Any]
 
@@ -70,7 +71,7 @@ def find(folder: Path, experiments: Iterable[str]) -> Found:
     """Read `folder`, a run's or an evaluation's. Raises InputError where it is neither."""
     if not folder.is_dir():
         there = Path("evaluation") / folder
-        hint = f"igebm report {there} is there" if there.is_dir() else (
+        hint = f"igebm report {quoted(there)} is there" if there.is_dir() else (
             "give a run folder of igebm train, or an evaluation folder of igebm eval"
         )  # fmt: skip
         raise InputError(f"no folder {folder}; {hint}")

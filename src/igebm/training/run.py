@@ -120,8 +120,8 @@ def resume(
         fixed = [f"{presets.flag(k)} {a} -> {b}" for k, (a, b) in changes.items() if k in FIXED]
         if fixed:
             raise InputError(
-                f"a resumed run cannot change {'; '.join(fixed)}; start a new one (--init-from {folder} takes "
-                f"its weights)"
+                f"a resumed run cannot change {'; '.join(fixed)}; start a new one (--init-from "
+                f"{terminal.quoted(folder)} takes its weights)"
             )
         if preset.steps <= step and states.model_step(folder) == step:
             others = ", ".join(presets.flag(name) for name in changes if name != "steps")
@@ -409,7 +409,8 @@ def write_preset(folder: Path, state: TrainState, runtime: Runtime) -> None:
 def holds_no_run(folder: Path) -> None:
     if any(what_is(folder / name) != "nothing" for name in ("preset.json", states.CHECKPOINT)):
         raise InputError(
-            f"{folder} already holds a run; go on with it by igebm train --resume {folder}, or choose another --out"
+            f"{folder} already holds a run; go on with it by igebm train --resume {terminal.quoted(folder)}, or choose "
+            f"another --out"
         )
 
 

@@ -4,6 +4,7 @@ A chain is pulled: it takes a step when it is asked for the next frame. Whoever 
 ends the work.
 """
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -229,7 +230,7 @@ def command(parsed: Sequence[Term]) -> str:
     part = lambda t: "" if t.part == "and" else f"{t.part}:"
     weight = lambda t: "" if t.weight == 1 else f"{t.weight:g}*"
     texts = [f"{part(t)}{weight(t)}{t.source}" + (f"={t.value}" if t.value else "") for t in parsed]
-    return "igebm compose " + " ".join(f"'{t}'" if set(t) & set(" *'\"()") else t for t in texts)
+    return shlex.join(["igebm", "compose", *texts])
 
 
 def choices(models: Mapping[str, Model]) -> list[str]:

@@ -135,6 +135,25 @@ def test_watching_ends_where_nobody_trains(tmp_path, monkeypatch, capsys):
     assert (told.out + told.err).count("cut or damaged") == 1
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_log_cannot_move_the_cursor(terminal, tmp_path, monkeypatch, capsys):
+    """Nor may what a run's settings say, in the table of compare: escape codes are shown as text, lines stay lines."""
+    a, b = run_folder(tmp_path / "a", 50, 1.0, 0.1), run_folder(tmp_path / "b", 30, -1.0, 0.2)
+    entry = {"event": "rollback", "diverged_at": 60, "back_to": 50, "cause": "x\x1b[2J\x9b1A\ry"}
+    with open(a / "metrics.jsonl", "a") as log:
+        log.write(json.dumps(entry) + "\n")
+    (a / "preset.json").write_text(json.dumps({"settings": {"steps": 50, "data": "d\x1b]0;title\x07"}}))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    assert main(["watch", str(a)]) == 0
+    assert "went back at step 60 to 50: x\\x1b[2J\\x9b1A\\x0dy" in (shown := capsys.readouterr().out)
+    assert "\x1b[2J" not in shown and "\x9b" not in shown
+    settings = json.loads((b / "preset.json").read_text())["settings"] | {"data": "e"}
+    (b / "preset.json").write_text(json.dumps({"settings": settings}))
+    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out")]) == 0
+    assert "d\\x1b]0;title\\x07" in (shown := capsys.readouterr().out) and "\x1b" not in shown
+    assert len(shown.splitlines()) > 5
+
+
 def test_compare_looks_at_its_folder_first(tmp_path, capsys):
     a, b = run_folder(tmp_path / "a", 50, 1.0, 0.1), run_folder(tmp_path / "b", 30, -1.0, 0.2)
     (tmp_path / "taken").write_text("")

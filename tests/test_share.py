@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -285,6 +286,22 @@ def test_odd_names_cannot_break_the_card():
     told = share.card("x", "hf:a/b", "mit", {}, about, "igebm train", {}, False)
     row = next(line for line in told.splitlines() if line.startswith("| conditional on"))
     assert "a\\|b" in row and "\\<script\\>" in row and row.count(" | ") == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["train\n\n<script>alert(1)</script>\n", "a\r\n|b`c`|\n# d", "x\x0b\x1b[2Jy\u2028z"]
+)
+def test_a_command_of_many_lines_cannot_break_the_card(command):
+    about = Shape(1, 8, 8, ()).to_dict() | {
+        "settings": presets.to_dict(presets.named("digits")),
+        "facts": {},
+        "step": 1,
+    }
+    told = share.card("x", "hf:a/b", "mit", {}, about, command, {}, False)
+    rows = [line for line in told.splitlines() if line.startswith("| command |")]
+    assert len(rows) == 1 and re.fullmatch(r"\| command \| `[^`|]*` \|", rows[0])
+    assert told.count("\n") == share.card("x", "hf:a/b", "mit", {}, about, "igebm train", {}, False).count("\n")
+    assert share.code("`|\n") == ""
 
 
 def test_the_card_tells_of_data_that_were_changed_on_the_way():

@@ -46,7 +46,7 @@ def watch(folder: Path, every: float, once: bool, as_json: bool = False) -> None
             # come between.
             over = not in_use(folder)
             log = read(folder, told)
-            live.update(Text("\n".join(screen(folder, settings, log))), refresh=True)
+            live.update(Text(terminal.lines_of("\n".join(screen(folder, settings, log)))), refresh=True)
             if over or (log.entries and log.entries[-1]["step"] >= settings.get("steps", math.inf)):
                 return
             time.sleep(every)

@@ -426,4 +426,6 @@ def plain(value: Any) -> str:
 
 
 def code(text: str) -> str:
-    return f"`{text.replace('`', '').replace('|', '')}`" if text else ""
+    """Words as Markdown's code, on one line whatever they are: commands and settings come from a model's files."""
+    line = shown(" ".join(text.replace("`", "").replace("|", "").split()))
+    return f"`{line}`" if line else ""

@@ -167,7 +167,12 @@ def _rich_bar(what: str, first: int) -> Iterator[Screen]:
 
 def result(found: Any, as_json: bool, text: Callable[[], str]) -> None:
     """What a command has found, to stdout: as one JSON document, or as `text()` says it to people."""
-    print(json.dumps(plain(found), indent=2, allow_nan=False) if as_json else text())
+    print(json.dumps(plain(found), indent=2, allow_nan=False) if as_json else lines_of(text()))
+
+
+def lines_of(text: str) -> str:
+    """`text` with what would move a cursor as text, all but the ends of its lines."""
+    return text.translate({c: told for c, told in CONTROL.items() if c != ord("\n")})
 
 
 def quoted(word: Any) -> str:

@@ -154,6 +154,19 @@ def test_a_log_cannot_move_the_cursor(terminal, tmp_path, monkeypatch, capsys):
     assert len(shown.splitlines()) > 5
 
 
+def test_every_run_is_in_the_legend(tmp_path, monkeypatch):
+    """A folder that begins with an underscore, too, which matplotlib leaves out."""
+    from igebm.report import figures
+
+    monkeypatch.chdir(tmp_path)
+    runs = [str(run_folder(Path(name), 50, 1.0, lr)) for name, lr in (("_mine", 0.1), ("$\\frac$", 0.2))]
+    legends = []
+    save = lambda figure, *_: legends.extend(t.get_text() for t in figure.axes[0].get_legend().get_texts())
+    monkeypatch.setattr(figures, "save", save)
+    assert main(["compare", *runs, "--out", "out"]) == 0
+    assert legends == ["\u200b_mine", "$\\frac$"]
+
+
 def test_compare_looks_at_its_folder_first(tmp_path, capsys):
     a, b = run_folder(tmp_path / "a", 50, 1.0, 0.1), run_folder(tmp_path / "b", 30, -1.0, 0.2)
     (tmp_path / "taken").write_text("")

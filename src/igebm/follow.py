@@ -177,7 +177,7 @@ def draw(folders: list[Path], logs: list[Log], out: Path) -> None:
     for ax, name in zip(axes.flat, names, strict=False):
         for folder, log in zip(folders, logs, strict=True):
             points = [(e["step"], e[name]) for e in log.entries if isinstance(e.get(name), int | float)]
-            label = str(folder) + ("" if points else " (nothing logged)")
+            label = figures.entry(str(folder) + ("" if points else " (nothing logged)"))
             ax.plot([p[0] for p in points], [p[1] for p in points], linewidth=0.9, label=label)
         ax.set(title=name, xlabel="iteration")
     for ax in axes.flat[len(names) :]:

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ..files import whole
 
@@ -26,13 +27,29 @@ STYLE: dict[Any, Any] = {
 
 
 def save(figure: Figure, out: Path, name: str, kinds: Sequence[str] = ("png", "pdf")) -> None:
-    """NAME.png and NAME.pdf in `out`, whole or not at all."""
+    """NAME.png and NAME.pdf in `out`, whole or not at all; of its text nothing is taken for markup."""
+    as_written(figure)
     with matplotlib.rc_context(STYLE):
         for kind in kinds:
             with whole(out / f"{name}.{kind}") as temporary:
                 # Without a date, so that the same numbers make the same file.
                 dated = {"CreationDate": None} if kind == "pdf" else None
                 figure.savefig(temporary, format=kind, metadata=dated, bbox_inches="tight")
+
+
+def as_written(figure: Figure) -> None:
+    """A class may be called $x$, or $\\frac$, which is no formula that could be drawn; of the figure's text only the
+    powers of ten along logarithmic axes are formulas."""
+    logarithmic = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() == "log"]
+    powers = {id(text) for axis in logarithmic for text in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and id(text) not in powers:
+            text.set_parse_math(False)
+
+
+def entry(name: str) -> str:
+    """A name for a legend, which leaves out those that begin with an underscore: a space of no width goes before it."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def axes(columns: int = 1, rows: int = 1, size: tuple[float, float] = (4.2, 3.0)) -> tuple[Figure, np.ndarray]:
@@ -69,6 +86,6 @@ def histogram(ax, values: dict[str, np.ndarray], label: str, bins: int = 60) -> 
     spans = [np.percentile(v, (0.5, 99.5) if len(v) >= 200 else (0, 100)) for v in values.values()]
     edges = np.linspace(min(s[0] for s in spans), max(s[1] for s in spans) + 1e-9, bins + 1)
     for name, v in values.items():
-        ax.hist(v, edges, density=True, histtype="stepfilled", alpha=0.45, label=name)
+        ax.hist(v, edges, density=True, histtype="stepfilled", alpha=0.45, label=entry(name))
     ax.set(xlabel=label, ylabel="density")
     ax.legend(fontsize=7, frameon=False)

@@ -261,6 +261,21 @@ def test_a_folder_of_neither_kind_is_refused(make, tmp_path, capsys):
     assert len(said.splitlines()) == 1 and "other" in said and "igebm eval" in said
 
 
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        ("igebm eval ood 'my runs/hand' --n 2", "my runs/hand"),
+        ("igebm eval ood --data 'a b' 'it'\"'\"'s/hand.safetensors'", "it's/hand.safetensors"),
+        ("igebm eval ood 'my runs/hand", "out"),
+    ],
+)
+def test_the_model_of_an_evaluation_is_a_word_of_its_command(command, where, tmp_path):
+    """As a shell has its words; where the line is none, the folder's name stands for it."""
+    (tmp_path / "out").mkdir()
+    write_result(tmp_path / "out", "ood", {"n": 1}, machine={"command": command})
+    assert found.find(tmp_path / "out", EXPERIMENTS).model == where
+
+
 def test_out_must_be_a_file(hand, tmp_path):
     with pytest.raises(InputError, match="is a folder; give a file"):
         page.write(hand, EXPERIMENTS, tmp_path)

@@ -3,6 +3,7 @@ is shown."""
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,7 @@ def find(folder: Path, experiments: Iterable[str]) -> Found:
     if where in pretrained.names() and pretrained.card(where)["iterations"] == step:
         card = pretrained.card(where)
         about, step, parameters = read_weights(pretrained.FOLDER / f"{where}.safetensors", troubles)
-        about |= {"machine": card["machine"], "versions": card["versions"], "command": card["command"].split()}
+        about |= {"machine": card["machine"], "versions": card["versions"], "command": typed(card["command"])}
     return Found(folder, False, where, name, about, step, parameters, Log(), [], [], results, failures, unreadable,
                  evaluation, card, troubles)  # fmt: skip
 
@@ -229,12 +230,20 @@ def is_result(found: Any) -> TypeGuard[dict[str, Any]]:
 def measured_model(folder: Path, results: Iterable[dict[str, Any]]) -> tuple[str, str]:
     """MODEL as the commands behind `results` had it, and the model's name; the folder's name where none says."""
     for result in results:
-        words, name = str(at(result, "machine", "command") or "").split(), at(result, "model", "name")
+        words, name = typed(at(result, "machine", "command")), at(result, "model", "name")
         after = words[words.index("eval") + 2 :] if "eval" in words else []
         said = [word for word in after if Path(word).name.removesuffix(".safetensors") == name]
         if said and isinstance(name, str):
             return said[0], name
     return folder.resolve().name, folder.resolve().name
+
+
+def typed(command: Any) -> list[str]:
+    """The words of a command as circumstances.py has joined them; none where it is no line for a shell."""
+    try:
+        return shlex.split(str(command or ""))
+    except ValueError:  # a quotation that does not end
+        return []
 
 
 def measured_at(result: dict[str, Any], names: Sequence[str]) -> tuple[bool, int | None]:

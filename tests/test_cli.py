@@ -138,6 +138,51 @@ def test_chains_start_where_asked(init, run_folder, tmp_path):
     assert all((known == image).all((1, 2, 3)).any() for image in x)
 
 
+@pytest.mark.parametrize(("init", "steps"), [("noise", 2), ("buffer", 3), ("data", 3)])
+def test_chains_go_on_by_as_many_steps_as_in_training(init, steps, run_folder, tmp_path, capsys):
+    """--sample-steps 2 from noise; from the buffer or the data, where chains have come to already, --chain-steps 3."""
+    words = ["--n", "4", "--init", init, "--out", str(tmp_path), "--dtype", "float32"]
+    assert main(["sample", str(run_folder), *words]) == 0
+    assert json.loads((tmp_path / "sample.json").read_text())["chain"]["steps"] == steps
+    assert f"4 samples by {steps} steps from {init}" in capsys.readouterr().err
+    at = model.load(run_folder)
+    if init == "noise":
+        assert np.array_equal(np.load(tmp_path / "samples.npy"), at.sample(4, steps=2)[0])
+
+
+def test_the_seed_chooses_the_images_to_start_from(run_folder, tmp_path):
+    """With no chain step the samples are the starts: the same images with the same seed, others with another, each with
+    its own label, and none twice."""
+    from igebm import data
+
+    test = data.load("digits", "test")
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        words = ["--n", "20", "--init", "data", "--seed", seed, "--steps", "0", "--out", str(tmp_path / name)]
+        assert main(["sample", str(run_folder), *words]) == 0
+        x, y = np.load(tmp_path / name / "samples.npy"), np.load(tmp_path / name / "labels.npy")
+        at = [np.flatnonzero((test.x == image).all((1, 2, 3))) for image in x]
+        assert all(label in test.y[i] for i, label in zip(at, y, strict=True)) and len(np.unique(x, axis=0)) == 20
+    a, b, c = (np.load(tmp_path / name / "samples.npy") for name in "abc")
+    assert np.array_equal(a, b) and not np.array_equal(np.unique(a, axis=0), np.unique(c, axis=0))
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_energies_are_of_the_split_and_at_the_labels_asked_for(split, run_folder, tmp_path, capsys):
+    """The 359 images of digits' test split or the 1,438 of train; at their labels, or at the best of all ten."""
+    from igebm import data
+
+    images, m = data.load("digits", split), model.load(run_folder)
+    assert len(images.x) == {"test": 359, "train": 1438}[split]
+    every = np.stack([m.energy(images.x, np.full(len(images.x), c)) for c in range(10)])
+    want = {"min": every.min(0), "label": every[images.y, np.arange(len(images.x))]}
+    assert (want["min"] < want["label"] - 1e-5).any()
+    for at, said in (("min", "minimum over labels"), ("label", "at its label"), ("auto", "at its label")):
+        words = ["--split", split, "--at", at, "--out", str(tmp_path / "e.npy"), "--dtype", "float32"]
+        assert main(["energy", str(run_folder), "digits", *words]) == 0
+        assert np.load(tmp_path / "e.npy") == pytest.approx(want["label" if at == "auto" else at], abs=1e-5)
+        assert f"{len(images.x)} energies ({said})" in capsys.readouterr().err
+
+
 def test_energy_of_a_folder_is_the_minimum_over_labels(run_folder, tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, 8, 8), dtype=np.uint8)

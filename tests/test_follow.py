@@ -1,12 +1,14 @@
 """Watching a run and comparing runs, on logs whose numbers are known."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from igebm import follow
 from igebm.cli import main
+from igebm.report.found import Log
 from igebm.training.run import alone, in_use
 
 
@@ -58,6 +60,15 @@ def test_compare_shows_last_numbers_and_what_differs(tmp_path, capsys):
     assert [row["gap"] for row in found["runs"]] == [5.0, -3.0] and [row["step"] for row in found["runs"]] == [50, 30]
     assert found["differing"] == {"--lr": [0.1, 0.2]}
     assert (tmp_path / "out" / "compare.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("lines", "last", "mean"), [(100, 10, 95.5), (19, 1, 19.0), (20, 2, 19.5), (5, 1, 5.0)])
+def test_compare_averages_over_the_last_tenth_of_the_log(lines, last, mean):
+    """Line i says i: of a hundred lines the mean of 91 ... 100; a number that is not finite does not count."""
+    entries = [{"step": i, "gap": float(i), "loss": math.inf if i % 2 else 7.0} for i in range(1, lines + 1)]
+    row = follow.row(Path("a"), Log(entries))
+    assert row["gap"] == mean and row["step"] == lines
+    assert row.get("loss") == (7.0 if last > 1 else None)
 
 
 @pytest.mark.parametrize("words", [["watch", "nowhere"], ["compare", "nowhere", "either"], ["compare", "nowhere"]])

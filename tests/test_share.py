@@ -449,6 +449,19 @@ def test_what_is_broken_is_refused_before_anything_is_written(name, run_folder, 
     assert not Path("got").exists()
 
 
+def test_a_small_file_that_is_large_is_refused(run_folder, world, capsys, monkeypatch):
+    """A card of 65 bytes where 64 are the most is not read, and one of 64 is: that of a push is 32 MiB at most."""
+    assert share.LARGEST == 33_554_432
+    good = (run_folder / "model.safetensors").read_bytes()
+    monkeypatch.setattr(share, "LARGEST", 64)
+    for name, size in (("more", 65), ("most", 64)):
+        world.files[f"bob/{name}"] = {"model.safetensors": good, "README.md": b"x" * size}
+        world.private[f"bob/{name}"] = False
+    told = refused(capsys, "pull", "bob/more", "--out", "got")
+    assert "README.md has 65 bytes, more than any that igebm push writes" in told and not Path("got").exists()
+    assert main(["pull", "bob/most", "--out", "got"]) == 0 and Path("got/README.md").read_bytes() == b"x" * 64
+
+
 def test_what_the_hub_refuses_is_one_line(run_folder, world, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_bob")
     world.files["alice/secret"], world.private["alice/secret"] = {"model.safetensors": b""}, True

@@ -429,6 +429,16 @@ def test_the_iterations_of_a_model_are_those_of_what_it_began_with_too(capsys):
     assert rows["cifar10-cond"] == ["5,106,305", "3,853"] and rows["digits"] == ["80,353", "4,000"]
 
 
+@pytest.mark.parametrize("word", ["epochs", "n_epochs", "iterations", "iters", "epoch_num"])
+def test_words_of_training_are_answered_where_a_command_trains(word, capsys):
+    """igebm sample has --steps, too: those of a chain."""
+    for words, trains in ((["train"], True), (["baseline", "glow"], True), (["sample", "digits"], False)):
+        assert main([*words, f"--{word}", "3"]) == 2
+        assert ("did you mean --steps" in (said := capsys.readouterr().err)) == trains and "unknown option" in said
+    assert main(["sample", "digits", "--num_steps", "3"]) == 2
+    assert "did you mean --steps" in capsys.readouterr().err
+
+
 def test_what_other_programs_call_an_option_is_one_of_ours(capsys):
     """A flag of the released code that docs/coming-from.md has in its table of training is answered with ours there,
     and every option that an answer can name is one of some command."""

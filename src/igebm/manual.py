@@ -46,7 +46,7 @@ PLAINER = (
 MEANT = {
     "--batch": "batchsize bs",
     "--chain-steps": "numsteps nsteps langevinsteps mcmcsteps samplestep k",
-    "--steps": "numsteps nsteps langevinsteps mcmcsteps k epochs epochnum nepochs numepochs iterations iters maxsteps",
+    "--steps": "numsteps nsteps langevinsteps mcmcsteps maxsteps k",
     "--lr": "learningrate",
     "--out": "output outdir outputdir logdir exp dir",
     "--device": "gpu cuda cpu",
@@ -75,6 +75,9 @@ MEANT = {
     "--against": "reference ood",
 }
 """an option, and what other programs call it, without hyphens and underscores; said are those that the command has"""
+
+ITERATIONS = "epochs epochnum nepochs numepochs iterations iters".split()
+"""what others call the --steps of training: those of igebm sample are a chain's, and not meant"""
 
 
 @cache
@@ -153,4 +156,6 @@ def one_line(panel: str, known: Collection[str]) -> str:
         word = re.sub("[-_]", "", got[1].lower())
         ours = [option for option, others in MEANT.items() if word in others.split() and option in known]
         meant = [same] if same in known else ours or meant or get_close_matches(same, known, 3, 0.7)
+        if word in ITERATIONS:
+            meant = ["--steps"] if "--save-every" in known else []  # it trains
     return said + (f"; did you mean {' or '.join(dict.fromkeys(meant[:3]))}?" if meant else "")

@@ -14,6 +14,7 @@ from igebm.cli import main
 from igebm.data.series import Series, Windows, statistics
 from igebm.errors import InputError
 from igebm.evaluation import rollout
+from igebm.evaluation.settings import Rollout
 from igebm.forecast import Forecaster
 from igebm.nets.trajectory import TrajectoryPredictor
 from igebm.shapes import SeriesShape
@@ -108,6 +109,28 @@ def test_the_mean_of_the_chains_last_states_is_read_off():
     assert m.following(y, steps=3, average=2).tolist() == [[[1.5, -1.5]]]
 
 
+def seeded(seed: int, name: str, kind: str = "p") -> Forecaster:
+    """An untrained predictor whose weights are those of `seed`."""
+    torch.manual_seed(seed)
+    net = TrajectoryPredictor(2, width=8, past=2)
+    return Forecaster(net, presets.named("balls-feedforward"), SHAPE, name, 1, {"preset": kind, "seed": seed})
+
+
+def test_one_model_does_not_count_as_two_seeds(tmp_path):
+    a, b, copy = seeded(0, "a"), seeded(1, "b"), seeded(0, "c")
+    rollout.refuse_twins([a, b])
+    with pytest.raises(InputError, match="a and c are one model"):
+        rollout.run([a, b, copy], Rollout(), tmp_path, None, 0, None)
+
+
+def test_models_are_seeds_of_one_kind_where_preset_is_one_and_seeds_differ():
+    a, b, c = seeded(0, "a"), seeded(1, "b"), seeded(2, "c", "q")
+    assert rollout.of_one_kind([a, b, c]) == {"p": [0, 1], "q": [2]}
+    assert rollout.of_one_kind([a, c]) == {"a": [0], "c": [1]}
+    assert rollout.of_one_kind([a, seeded(0, "b"), c]) == {"a": [0], "b": [1], "c": [2]}  # other settings, one seed
+    assert rollout.of_one_kind([a, seeded(0, "a")]) == {"a 1": [0], "a 2": [1]}
+
+
 @pytest.fixture(scope="module")
 def waves(tmp_path_factory):
     rng = np.random.default_rng(0)
@@ -142,8 +165,10 @@ def test_a_users_series_train_resume_and_roll_out(name, waves, tmp_path, capsys)
     assert f"next: igebm eval rollout {run}" in (told := capsys.readouterr().err)
     assert forecast.load(run).step == 3
     assert told.count("; float32 and eager (a time series' network is small); ") == 2
+    other = tmp_path / "other"
+    assert main([*words, "--steps", "3", "--seed", "1", "--out", str(other)]) == 0
     capsys.readouterr()
-    assert main(["eval", "rollout", str(run), str(run), "--length", "5", "--n", "4", "--out", str(out)]) == 0
+    assert main(["eval", "rollout", str(run), str(other), "--length", "5", "--n", "4", "--out", str(out)]) == 0
     found = json.loads((out / "rollout.json").read_text())["numbers"]
     assert found["kinds"][name]["seeds"] == 2 and len(found["models"][0]["mse"]) == 5
     # A point that goes round by 0.3 a state is 2 sin(0.15 h) of a radius away after h; a feature's variance is 1/2.

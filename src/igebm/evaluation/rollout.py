@@ -14,6 +14,7 @@ from ..data.sources import load_series
 from ..errors import InputError
 from ..files import whole
 from ..forecast import Forecaster
+from ..model import digest
 from ..report import figures
 from .settings import Rollout
 
@@ -23,6 +24,7 @@ SHOWN = (1, 2, 3, 5, 10, 20, 50, 100)
 
 def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None, seed: int, screen) -> dict[str, Any]:
     """Numbers of each model and of each kind (models of one preset, trained with several seeds), and the figures."""
+    refuse_twins(models)
     spec = spec or models[0].preset.data
     past = max(m.shape.past for m in models)
     series = test_series(spec, past + options.length)
@@ -73,11 +75,25 @@ def standard_error(errors: Float[np.ndarray, "n t"]) -> list[float] | None:
     return [round(float(v), 6) for v in errors.std(0, ddof=1) / np.sqrt(len(errors))]
 
 
+def refuse_twins(models: list[Forecaster]) -> None:
+    """Raises InputError where two have the same weights: they would count as two seeds that agree."""
+    seen: dict[str, str] = {}
+    for m in models:
+        weights = digest({name: t.cpu() for name, t in m.net.state_dict().items()})
+        if weights in seen:
+            raise InputError(f"{seen[weights]} and {m.name} are one model, weight by weight: give each once")
+        seen[weights] = m.name
+
+
 def of_one_kind(models: list[Forecaster]) -> dict[str, list[int]]:
-    """The models of each preset, several being its seeds; by their own names where each is alone."""
+    """The models of each preset, several being its seeds. By their own names, numbered where these are alike, where
+    each is alone, or where two of a preset have one seed: what differs between them is then another setting."""
     of = [str(m.facts.get("preset", m.name)) for m in models]
     names = [m.name for m in models]
-    labels = names if len(set(of)) == len(of) and len(set(names)) == len(names) else of
+    own = names if len(set(names)) == len(names) else [f"{name} {i}" for i, name in enumerate(names, 1)]
+    seeds = {(kind, m.facts.get("seed")) for kind, m in zip(of, models, strict=True)}
+    alone = len(set(of)) == len(of) and own is names
+    labels = own if alone or len(seeds) < len(models) else of
     return {label: [i for i, other in enumerate(labels) if other == label] for label in labels}
 
 

@@ -88,6 +88,23 @@ def test_several_seeds_give_students_interval():
     assert rollout.summary(curves[:1])["half_width"] is None
 
 
+def test_growth_is_from_the_first_state_to_the_tenth_and_of_no_shorter_rollout():
+    """The means of 10 / 1 and 40 / 2; nine states have no tenth, and no error of the first state no multiple."""
+    a, b = np.arange(1.0, 13), np.r_[2.0, np.arange(2.0, 10), 40.0, 50.0, 60.0]
+    assert rollout.summary([a, b])["growth_1_to_10"] == 15.0
+    assert rollout.summary([a[:9]])["growth_1_to_10"] is None
+    assert rollout.summary([a, np.r_[0.0, a[1:]]])["growth_1_to_10"] is None
+
+
+def test_a_feature_that_never_changes_has_no_unit_of_error(tmp_path):
+    """The test series stand still in y, though those that were trained on did not."""
+    x = np.stack([np.arange(40.0).reshape(2, 20), np.full((2, 20), 0.1)], -1).astype(np.float32)
+    assert rollout.spreads(Series("s", x[..., :1], ("x",))).tolist() == [np.arange(40.0).std()]
+    np.savez(tmp_path / "s.npz", train_x=x[..., [0, 0]], test_x=x, features=np.array(["x", "y"]))
+    with pytest.raises(InputError, match="the feature y has one value throughout"):
+        rollout.run([still()], Rollout(length=3, n=2), tmp_path, str(tmp_path / "s.npz"), 0, None)
+
+
 def test_the_mean_of_the_chains_last_states_is_read_off():
     """A quadratic energy and no noise: each step halves the distance to the mode, so the last two states are known."""
 

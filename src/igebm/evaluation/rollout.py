@@ -32,7 +32,7 @@ def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None,
         if m.shape.features != series.features:
             raise InputError(f"{m.name} knows {', '.join(m.shape.features)}; {spec} has {', '.join(series.features)}")
     truth = windows(series, past + options.length, options.n, seed)
-    unit = series.x.std((0, 1), dtype=np.float64)
+    unit = spreads(series)
     errors, paths = [], []
     for i, m in enumerate(models):
         tell = lambda done, total, i=i: screen.step(i * total + done, len(models) * total, models[i].name)
@@ -105,6 +105,18 @@ def test_series(spec: str, least: int) -> Series:
         return load_series(spec, "train", least)
 
 
+def spreads(series: Series) -> Float[np.ndarray, " f"]:
+    """The standard deviation of each feature, the unit of its error. Raises InputError for one that never changes."""
+    std = series.x.std((0, 1), dtype=np.float64)
+    still = [name for name, s in zip(series.features, std, strict=True) if not s > 0]
+    if still:
+        raise InputError(
+            f"the feature {still[0]} has one value throughout the series of {series.name} that are followed: its "
+            "error has no unit; give --data where it changes"
+        )
+    return std
+
+
 def windows(series: Series, length: int, n: int, seed: int) -> Float[np.ndarray, "n t f"]:
     """n windows of `length` states, one from each series in turn, at seeded places."""
     count, t, _ = series.x.shape
@@ -123,19 +135,19 @@ def squared_error(
 
 def summary(curves: list[Float[np.ndarray, " t"]]) -> dict[str, Any]:
     """Mean over training seeds with a 95 % interval of Student's t (None for a single one), at the shown horizons, and
-    how much the error grows from the first state to the tenth."""
+    how much the error grows from the first state to the tenth (None of shorter rollouts, and of no first error)."""
     from scipy import stats
 
     many = np.stack(curves)
     n, horizons = len(many), [h for h in SHOWN if h <= many.shape[1]]
     half = stats.t.ppf(0.975, n - 1) * many.std(0, ddof=1) / np.sqrt(n) if n > 1 else None
-    ten = min(10, many.shape[1])
+    known = many.shape[1] >= 10 and many[:, 0].all()
     return {
         "seeds": n,
         "horizons": horizons,
         "mse": [round(float(many.mean(0)[h - 1]), 6) for h in horizons],
         "half_width": None if half is None else [round(float(half[h - 1]), 6) for h in horizons],
-        "growth_1_to_10": round(float((many[:, ten - 1] / many[:, 0]).mean()), 3),
+        "growth_1_to_10": round(float((many[:, 9] / many[:, 0]).mean()), 3) if known else None,
     }
 
 

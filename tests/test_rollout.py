@@ -14,6 +14,7 @@ from igebm.cli import main
 from igebm.data.series import Series, Windows, statistics
 from igebm.errors import InputError
 from igebm.evaluation import rollout
+from igebm.evaluation.features import QUIET
 from igebm.evaluation.settings import Rollout
 from igebm.forecast import Forecaster
 from igebm.nets.trajectory import TrajectoryPredictor
@@ -105,25 +106,64 @@ def test_a_feature_that_never_changes_has_no_unit_of_error(tmp_path):
         rollout.run([still()], Rollout(length=3, n=2), tmp_path, str(tmp_path / "s.npz"), 0, None)
 
 
+class Bowl(nn.Module):
+    """E = ½ x², of which a step of size ½ without noise halves x."""
+
+    condition = 4
+
+    def __init__(self):
+        super().__init__()
+        self.k = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, y=None):
+        return 0.5 * self.k * x.square().sum((1, 2))
+
+
+HALVING = presets.Preset(network="trajectory", sampler="langevin", step_size=0.5, noise=0.0, clip=0.0, start="last",
+                         buffer_size=0, chain_steps=1)  # fmt: skip
+
+
 def test_the_mean_of_the_chains_last_states_is_read_off():
     """A quadratic energy and no noise: each step halves the distance to the mode, so the last two states are known."""
 
-    class Bowl(nn.Module):
-        condition = 4
-
-        def __init__(self):
-            super().__init__()
-            self.k = nn.Parameter(torch.ones(()))
-
-        def forward(self, x, y=None):
-            return 0.5 * self.k * x.square().sum((1, 2))
-
-    preset = presets.Preset(network="trajectory", sampler="langevin", step_size=0.5, noise=0.0, clip=0.0, start="last",
-                            buffer_size=0)  # fmt: skip
-    m = Forecaster(Bowl(), preset, SHAPE)
+    m = Forecaster(Bowl(), HALVING, SHAPE)
     y = torch.tensor([[[0.0, 0.0], [8.0, -8.0]]])
     assert m.following(y, steps=3).tolist() == [[[1.0, -1.0]]]
     assert m.following(y, steps=3, average=2).tolist() == [[[1.5, -1.5]]]
+
+
+def test_steps_and_average_reach_the_chains(tmp_path):
+    """Series that jump between 1 and -1, variance 1: halved k times from the state before, the next is wrong by
+    1 + 2^-k; the mean of the last two of two steps by 1 + 3/8."""
+    x = np.tile(np.array([1.0, -1.0], np.float32), (3, 5))[..., None].repeat(2, -1)
+    np.savez(tmp_path / "jumps.npz", train_x=x, test_x=x)
+    m = Forecaster(Bowl(), HALVING, SeriesShape(2, ("x1", "x2"), (0.0, 0.0), (1.0, 1.0)), "bowl")
+    for asked, wrong in ((dict(), 1.5), (dict(steps=2), 1.25), (dict(steps=2, average=2), 1.375)):
+        options = Rollout(length=1, n=4, **asked)
+        found = rollout.run([m], options, tmp_path, str(tmp_path / "jumps.npz"), 0, QUIET)
+        assert found["models"][0]["mse"] == [round(wrong**2, 6)], asked
+
+
+def test_windows_start_at_any_step_of_every_series_in_turn():
+    """Each of 3 series and 6 places comes up in 600 windows, about 33 times: more than four standard deviations off is
+    a fault; the same seed, the same windows."""
+    found = rollout.windows(ramp(3, 8), 3, 600, 1)
+    assert np.array_equal(found[..., 0], found[:, :1, 0] + np.arange(3)) and np.array_equal(
+        found[..., 1], -found[..., 0]
+    )
+    which, start = np.divmod(found[:, 0, 0].astype(int), 100)
+    assert np.array_equal(which, np.arange(600) % 3)
+    counts = np.bincount(6 * which + start, minlength=18)
+    assert len(counts) == 18 and np.abs(counts - 600 / 18).max() < 4 * math.sqrt(200 / 6 * 5 / 6)
+    assert np.array_equal(found, rollout.windows(ramp(3, 8), 3, 600, 1))
+    assert not np.array_equal(found, rollout.windows(ramp(3, 8), 3, 600, 2))
+
+
+def test_the_error_of_a_mean_over_windows_falls_with_their_root():
+    """Of 0, 0, 2, 2 the standard deviation is √(4/3), that of the mean half of it."""
+    assert rollout.standard_error(np.array([[0.0], [0.0], [2.0], [2.0]])) == [0.57735]
+    assert rollout.standard_error(np.array([[1.0, 5.0], [3.0, 5.0]])) == [1.0, 0.0]
+    assert rollout.standard_error(np.ones((1, 2))) is None
 
 
 def seeded(seed: int, name: str, kind: str = "p") -> Forecaster:

@@ -75,7 +75,7 @@ def test_a_separable_toy_is_learned(toy, tmp_path):
     numbers = tuned(tmp_path, tiny(tmp_path), "--data", toy, "--steps", 40, "--batch-size", 20, "--lr", 0.02)
     assert numbers["labelled_images"] == 40 and numbers["classes"] == 2 and numbers["steps"] == 40
     assert {name: a["share"] for name, a in numbers["accuracy"].items()} == dict.fromkeys(finetune.RUNS, 1.0)
-    assert numbers["gain_of_pretraining"] == {"gain": 0.0, "se": 0.0}
+    assert numbers["gain_of_pretraining"] == {"gain": 0.0, "se": None}
     curve = numbers["curves"]["scratch"]
     assert curve["steps"] == list(range(2, 41, 2)) and curve["accuracy"][-1] == 1.0
     assert curve["loss"][0] == pytest.approx(np.log(2), abs=0.1)  # the scores start at zero
@@ -88,6 +88,66 @@ def test_pretraining_helps_the_bundled_digits(tmp_path, monkeypatch):
     numbers = tuned(tmp_path, "digits", "--steps", 30, "--labels", 50, "--batch-size", 50)
     assert numbers["accuracy"]["pretrained"]["share"] > numbers["accuracy"]["scratch"]["share"] + 0.1
     assert numbers["labelled_images"] == 50 and "not the paper's case" in numbers["pretraining"]
+    for end in ("", "_augmented"):
+        ours, theirs = (numbers["accuracy"][name + end]["share"] for name in ("pretrained", "scratch"))
+        assert numbers[f"gain_of_pretraining{end}"]["gain"] == pytest.approx(ours - theirs, abs=2e-6)
+
+
+def test_the_gain_and_its_error_are_of_the_differences_image_by_image():
+    """d = 0, 1, 1, 0: mean ½, standard deviation √(1/3), of the mean half of it; taken for two sets of images, 3/4 and
+    1/4 of four would have √(2 (3/16) / 4) = 0.306."""
+    ours, theirs = np.array([1, 1, 1, 0], bool), np.array([1, 0, 0, 0], bool)
+    assert finetune.gain(ours, theirs) == {"gain": 0.5, "se": pytest.approx(0.288675)}
+    assert finetune.gain(theirs, ours)["gain"] == -0.5
+    assert finetune.gain(ours, ours) == {"gain": 0.0, "se": None}
+
+
+def test_hits_are_image_by_image_of_the_first_so_many(toy, tmp_path):
+    """A classifier that says "bright" of all is right on every other image."""
+    test = data.load(str(toy), "test")
+    task = finetune.Task(model.load(tiny(tmp_path)), test, test, Finetune(), 0, batch=3)
+    classifier = task.classifier(False)
+    torch.nn.init.constant_(classifier.head.bias[1:], 1.0)
+    assert finetune.hits(classifier, task, 7).tolist() == [False, True] * 3 + [False]
+    assert finetune.hits(classifier, task, 1_000).tolist() == [False, True] * 10
+
+
+def test_the_four_differ_in_their_start_and_in_flips_and_crops(toy, tmp_path, monkeypatch):
+    """All images being one whose 64 pixels differ, what the nets are trained on tells how it was moved: not at all, or
+    mirrored and by up to a pixel each way (an eighth of 8), in all 18 ways. Rates fall along the cosine to 0."""
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    padded = np.pad(image, 1, "reflect")
+    moved = [padded[a : a + 8, b : b + 8] for a in range(3) for b in range(3)]
+    ways = {way.tobytes() for part in moved for way in (part, part[:, ::-1])}
+    x = np.broadcast_to(image[..., None], (40, 8, 8, 1))
+    np.savez(tmp_path / "one.npz", train_x=x, train_y=np.arange(40) % 2, test_x=x, test_y=np.arange(40) % 2)
+    seen, starts, rates = [], [], []
+
+    class Watched(finetune.Classifier):
+        def __init__(self, net, *args):
+            super().__init__(net, *args)
+            seen.append(set())
+            starts.append(net.towers[0].stem.weight.detach().clone())
+
+        def forward(self, x):
+            if self.training:
+                seen[-1] |= {picture.tobytes() for picture in data.quantise(x)[:, 0].numpy()}
+            return super().forward(x)
+
+    class Adam(torch.optim.Adam):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(finetune, "Classifier", Watched)
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    where = tiny(tmp_path)
+    tuned(tmp_path, where, "--data", tmp_path / "one.npz", "--steps", 4, "--batch-size", 100, "--lr", 0.02, "--seed", 3)
+    assert list(finetune.RUNS) == ["pretrained", "pretrained_augmented", "scratch", "scratch_augmented"]
+    assert seen == [{image.tobytes()}, ways, {image.tobytes()}, ways] and len(ways) == 18
+    own = model.load(where).net.towers[0].stem.weight
+    assert [torch.equal(start, own) for start in starts] == [True, True, False, False]
+    assert rates == pytest.approx([0.02, 0.01 * (1 + 0.5**0.5), 0.01, 0.01 * (1 - 0.5**0.5)] * 4)
 
 
 def test_a_run_that_time_ended_is_repeated_by_its_steps(toy, tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import ranks
@@ -27,7 +27,7 @@ from ..nets.image import ImageEnergy
 from ..nets.layers import power_iteration
 from ..report import figures
 from .classes import in_turn, need_labels
-from .numbers import share
+from .numbers import mean, share
 from .settings import Finetune
 from .work import Work
 
@@ -93,7 +93,10 @@ class Task:
 
 
 def run(work: Work, options: Finetune) -> dict[str, Any]:
-    """Numbers: the test accuracy of each of the four with its binomial standard error, and what pre-training gains."""
+    """Numbers: the test accuracy of each of the four, and what pre-training gains.
+
+    Their errors are those of the choice of test images alone: each of the four is one run, of one seed.
+    """
     check(options)
     m = work.model
     train, test = splits(work, options.labels)
@@ -109,22 +112,19 @@ def run(work: Work, options: Finetune) -> dict[str, Any]:
         with torch.random.fork_rng([m.device] if m.device.type == "cuda" else []):
             torch.manual_seed(task.seed)
             pretrained, augmented = list(RUNS.values())[part.start]
-            return learn(task, pretrained, augmented, steps, tell)[None]
+            curves, right = learn(task, pretrained, augmented, steps, tell)
+            return np.concatenate([curves.ravel(), right])[None]
 
-    rows = ranks.rows(len(RUNS), 1, one)  # (4, 3, points): test accuracy, training loss, all test images right
-    at = checkpoints(steps)
+    at, n = checkpoints(steps), len(test.x)
+    rows = ranks.rows(len(RUNS), 1, one)
+    curves = rows[:, : 2 * len(at)].reshape(len(RUNS), 2, len(at))  # test accuracy, training loss
     if work.first:
-        draw(work.out, at, rows[:, 0])
-    right = dict(zip(RUNS, rows[:, 2, 0], strict=True))
-    n = len(test.x)
-    gain = lambda a, b: {
-        "gain": round(float(right[a] - right[b]) / n, 6),
-        "se": round(math.sqrt(sum(right[k] / n * (1 - right[k] / n) / n for k in (a, b))), 6),
-    }
+        draw(work.out, at, curves[:, 0])
+    right = dict(zip(RUNS, rows[:, 2 * len(at) :] == 1, strict=True))
     return {
-        "accuracy": {name: share(np.arange(n) < right[name]) for name in RUNS},
-        "gain_of_pretraining": gain("pretrained", "scratch"),
-        "gain_of_pretraining_augmented": gain("pretrained_augmented", "scratch_augmented"),
+        "accuracy": {name: share(right[name]) for name in RUNS},
+        "gain_of_pretraining": gain(right["pretrained"], right["scratch"]),
+        "gain_of_pretraining_augmented": gain(right["pretrained_augmented"], right["scratch_augmented"]),
         "pretraining": "without labels (the paper's case)" if not m.conditional else "with labels: not the paper's "
         "case, and no measure of what few labels can do; the network is read at its neutral condition",
         "labelled_images": len(train.x),
@@ -136,11 +136,18 @@ def run(work: Work, options: Finetune) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in m.net.parameters()),
         "curves": {
             name: {"steps": at, "accuracy": row[0].round(5).tolist(), "loss": row[1].round(6).tolist()}
-            for name, row in zip(RUNS, rows, strict=True)
+            for name, row in zip(RUNS, curves, strict=True)
         },
         "curve_images": min(CURVE, n),
         "figures": ["finetune.png"],
     }  # fmt: skip
+
+
+def gain(ours: Bool[np.ndarray, "n"], theirs: Bool[np.ndarray, "n"]) -> dict[str, Any]:
+    """⟨d⟩ and its standard error sd(d) / √n, d = a - b being 1, 0 or -1 for each of n test images that both are asked;
+    no error (None) where they are right on the same ones, which does not say how often they would differ."""
+    d = mean(ours.astype(float) - theirs)
+    return {"gain": d["mean"], "se": d["se"] or None}
 
 
 def check(options: Finetune) -> None:
@@ -210,7 +217,7 @@ def fitting(task: Task, minutes: float) -> int:
     trial, device = task.classifier(False), task.model.device
     update = updates(task, trial, True, lambda k: task.options.lr)
     warm = [seconds(lambda k=k: update(k), device) for k in range(13)][3:]
-    looks = POINTS * seconds(lambda: right(trial, task, CURVE), device)
+    looks = POINTS * seconds(lambda: hits(trial, task, CURVE), device)
     return max(1, int((60 * minutes - looks) / float(np.median(warm))))
 
 
@@ -248,9 +255,9 @@ def updates(
 
 def learn(
     task: Task, pretrained: bool, augmented: bool, steps: int, tell: Callable[[int, str], None]
-) -> Float[np.ndarray, "3 points"]:
-    """One of the four: test accuracy and mean training loss at each of the curve's points, and the number of test
-    images that are right in the end. Raises Fault on a loss that is not finite."""
+) -> tuple[Float[np.ndarray, "2 points"], Bool[np.ndarray, "n"]]:
+    """One of the four: test accuracy and mean training loss at each of the curve's points, and whether it is right on
+    each test image in the end. Raises Fault on a loss that is not finite."""
     classifier = task.classifier(pretrained)
     cosine = lambda k: 0.5 * task.options.lr * (1 + math.cos(math.pi * k / steps))
     update = updates(task, classifier, augmented, cosine)
@@ -262,14 +269,13 @@ def learn(
             loss = total.item() / (k + 1 - since)
             if not math.isfinite(loss):
                 raise Fault(f"the classifier's loss is not finite at step {k + 1} ({loss}); lower --lr")
-            curve.append(right(classifier, task, CURVE) / min(CURVE, len(task.test.x)))
+            curve.append(float(hits(classifier, task, CURVE).mean()))
             losses.append(loss)
             total, since = torch.zeros((), device=device), k + 1
             tell(k + 1, f"accuracy {curve[-1]:.3f}")
         elif k % 10 == 0:
             tell(k + 1, "")
-    final = right(classifier, task, len(task.test.x))
-    return np.stack([curve, losses, np.full(len(at), float(final))])
+    return np.array([curve, losses]), hits(classifier, task, len(task.test.x))
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -278,17 +284,17 @@ def checkpoints(steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def right(classifier: Classifier, task: Task, most: int) -> int:
-    """How many of the first `most` test images the classifier is right on."""
+def hits(classifier: Classifier, task: Task, most: int) -> Bool[np.ndarray, "n"]:
+    """Whether the classifier is right on each of the first `most` test images."""
     test = task.test
     assert test.y is not None
     classifier.eval()
-    hits = 0
-    for part in batches(min(most, len(test.x)), task.batch):
-        guess = classifier(pixels(test.x[part], task.model.device)).argmax(1).cpu().numpy()
-        hits += int((guess == test.y[part]).sum())
+    guess = [
+        classifier(pixels(test.x[part], task.model.device)).argmax(1).cpu().numpy()
+        for part in batches(min(most, len(test.x)), task.batch)
+    ]
     classifier.train()
-    return hits
+    return np.concatenate(guess) == test.y[:most]
 
 
 def pixels(images: np.ndarray, device: torch.device) -> Float[Tensor, "b c h w"]:

@@ -28,7 +28,7 @@ from .files import whole as write_whole
 from .inputs import open_model
 from .report.found import at, measured_at, number, parameters, read_json
 from .report.plots import sample_picture, write_png
-from .report.tables import measure
+from .report.tables import measure, uncertainty
 from .shapes import SeriesShape, Shape
 from .shapes import from_dict as shape_from_dict
 
@@ -388,8 +388,7 @@ def numbers(found: dict[str, Any], before: str = "", most: int = 12) -> dict[str
         if pair is None:
             told |= numbers(value, f"{name}, ")
         elif isinstance(pair[0], int | float) and not isinstance(pair[0], bool):
-            error = f" ± {pair[1]:.2g}" if isinstance(pair[1], int | float) else ""
-            told[plain(name)] = f"{pair[0]:.4g}{error}"
+            told[plain(name)] = f"{pair[0]:.4g}{uncertainty(value) if isinstance(value, dict) else ''}"
     return dict(list(told.items())[:most]) if not before else told
 
 

@@ -267,15 +267,16 @@ def dequantised_energies(work: Work, E: Energy, images: np.ndarray) -> Float[np.
 
 
 def bits(nats: np.ndarray, low: float, high: float, d: int) -> dict[str, Any]:
-    """Bits per dimension between log Z's ends, each widened by two standard errors of the mean energy."""
+    """Bits per dimension between log Z's ends, each widened by two standard errors of the mean energy; no ends (None)
+    of a single image, whose energy has no error that is known."""
     if not len(nats):
         return {"bits": None, "low": None, "high": None, "n": 0}
     to_bits = lambda v: rounded(v / (d * math.log(2)) + 8)
-    mean, se = nats.mean(), nats.std(ddof=1) / math.sqrt(len(nats)) if len(nats) > 1 else 0.0
+    mean, se = nats.mean(), nats.std(ddof=1) / math.sqrt(len(nats)) if len(nats) > 1 else None
     return {
         "bits": to_bits(mean + (low + high) / 2),
-        "low": to_bits(mean - 2 * se + low),
-        "high": to_bits(mean + 2 * se + high),
+        "low": None if se is None else to_bits(mean - 2 * se + low),
+        "high": None if se is None else to_bits(mean + 2 * se + high),
         "n": len(nats),
     }
 

@@ -1,9 +1,10 @@
-"""Means and shares with their standard errors, as they stand in NAME.json."""
+"""Means and shares with their errors, as they stand in NAME.json."""
 
 import math
 from typing import Any
 
 import numpy as np
+from scipy.stats import beta
 
 
 def mean(values: np.ndarray) -> dict[str, Any]:
@@ -15,10 +16,23 @@ def mean(values: np.ndarray) -> dict[str, Any]:
 
 
 def share(hits: np.ndarray) -> dict[str, Any]:
-    """p = the share of true ones and its standard error √(p (1 - p) / n); None of nothing."""
-    n = len(hits)
-    p = np.count_nonzero(hits) / n if n else None
-    return {"share": rounded(p), "se": rounded(None if p is None else math.sqrt(p * (1 - p) / n)), "n": n}
+    """p = the share of true ones; its standard error √(p (1 - p) / n), None where all are alike, of which it would make
+    0; and the ends of its 95 % interval after Clopper and Pearson. None of nothing."""
+    n, k = len(hits), int(np.count_nonzero(hits))
+    if not n:
+        return {"share": None, "se": None, "low": None, "high": None, "n": 0}
+    p, (low, high) = k / n, interval(k, n)
+    se = math.sqrt(p * (1 - p) / n) if 0 < k < n else None
+    return {"share": rounded(p), "se": rounded(se), "low": rounded(low), "high": rounded(high), "n": n}
+
+
+def interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """The shares p under which k or more of n, and k or fewer, have probability (1 - level) / 2 (Clopper & Pearson,
+    Biometrika 26, 1934): quantiles of the beta distributions (k, n - k + 1) and (k + 1, n - k)."""
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, k, n - k + 1)) if k else 0.0
+    high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+    return low, high
 
 
 def rounded(value: float | None) -> float | None:

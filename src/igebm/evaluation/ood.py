@@ -196,7 +196,8 @@ def interval(e_in: Float[np.ndarray, "m"], e_out: Float[np.ndarray, "n"], level:
 
     With v_i the share of out above in_i and w_j the share of in below out_j, Var = var(v)/m + var(w)/n. Where no pair
     is out of order that is 0; then k = min(m, n) pairs without a common image are all in order, which has probability
-    A^k, and the lower end solves A^k = (1 - level) / 2; likewise where all are out of order.
+    A^k, and the lower end solves A^k = (1 - level) / 2; likewise where all are out of order. Where all energies are
+    one it is 0 too, and nothing is known: 0 to 1.
     """
     m, n = len(e_in), len(e_out)
     pooled = rankdata(np.concatenate([e_in, e_out]))  # ties share their mean rank
@@ -209,6 +210,8 @@ def interval(e_in: Float[np.ndarray, "m"], e_out: Float[np.ndarray, "n"], level:
     if min(m, n) < 2:
         return 0.0, 1.0
     half = z * np.sqrt(v.var(ddof=1) / m + w.var(ddof=1) / n) / (a * (1 - a))
+    if half == 0:
+        return 0.0, 1.0
     logit = np.log(a / (1 - a))
     return tuple(float(1 / (1 + np.exp(-(logit + s * half)))) for s in (-1, 1))  # type: ignore[return-value]
 

@@ -79,10 +79,19 @@ def is_leaf(value: Any) -> bool:
 
 
 def measure(value: dict[str, Any]) -> tuple[Any, Any] | None:
-    """(value, standard error) of groups such as {"mean": 3.1, "se": 0.2, "n": 100}; None of others."""
-    rest = [key for key in value if key not in ("se", "n", "paper")]
+    """(value, standard error) of groups such as {"mean": 3.1, "se": 0.2, "n": 100}, which may have an interval's ends
+    (low, high) as well; None of others."""
+    rest = [key for key in value if key not in ("se", "low", "high", "n", "paper")]
     single = all(v is None or number(v) is not None for key, v in value.items() if key != "paper")
     return (value[rest[0]], value["se"]) if "se" in value and len(rest) == 1 and single else None
+
+
+def uncertainty(value: dict[str, Any], digits: int = 2) -> str:
+    """What a measure leaves open: " ± se", or the ends of its interval where it has no standard error."""
+    if number(value["se"]) is not None:
+        return f" ± {written(value['se'], digits)}"
+    low, high = number(value.get("low")), number(value.get("high"))
+    return "" if low is None or high is None else f" ({written(low, digits)} to {written(high, digits)})"
 
 
 def alike(value: Any) -> bool:
@@ -170,9 +179,8 @@ def shown(value: Any) -> Any:
         found = measure(value)
         if found is None:
             return compact(value)
-        error = f" ± {written(found[1], 2)}" if found[1] is not None else ""
         n = f", n {written(value['n'])}" if value.get("n") is not None else ""
-        return [exact(found[0]), tag("small", f"{error}{n}")]
+        return [exact(found[0]), tag("small", f"{uncertainty(value)}{n}")]
     if isinstance(value, list):
         return listed(value)
     return exact(value)

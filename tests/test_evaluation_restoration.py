@@ -113,6 +113,23 @@ def test_an_unconditional_model_needs_no_labels_and_a_conditional_one_can_guess(
     assert "lowest energy" in guess["label"] and set(guess["inpaint"]["changed_class"]) == {"by_energy"}
 
 
+def test_data_without_train_images_or_without_test_labels_are_restored_all_the_same(tmp_path, capsys):
+    """The classifier is an extra: without train images there is none, without test labels nobody knows how good."""
+    train, test = data.load("digits"), data.load("digits", "test")
+    names = np.array(train.classes)
+    np.savez(tmp_path / "test.npz", test_x=test.x[:4], test_y=test.y[:4], classes=names)
+    np.savez(tmp_path / "half.npz", train_x=train.x[:200], train_y=train.y[:200], test_x=test.x[:4],
+             test_y=np.full(4, -1), classes=names)  # fmt: skip
+    args = ["--steps", 2, "--show", 1, "--frames", 2, "--corrupt", "inpaint", "--at", "lowest"]
+    found = restored(tmp_path / "a", *args, "--data", tmp_path / "test.npz")
+    assert found["classifier"] is None and set(found["inpaint"]["changed_class"]) == {"by_energy"}
+    assert "has no split 'train'; it has: test: no classifier" in capsys.readouterr().err
+    for again in ("b", "c"):
+        found = restored(tmp_path / again, *args, "--data", tmp_path / "half.npz")
+        assert found["classifier"]["test_accuracy"] is None and "by_classifier" in found["inpaint"]["changed_class"]
+        assert ("training a classifier" in capsys.readouterr().err) == (again == "b")
+
+
 @pytest.mark.slow
 def test_several_processes_give_the_numbers_of_one(tmp_path):
     """Ten images in parts of four, and four runs of fine-tuning, by one process and under torchrun by two (C07)."""

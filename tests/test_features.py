@@ -9,6 +9,7 @@ import threading
 import warnings
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from igebm import data, model
-from igebm.data import Images
+from igebm import data, model, ranks
+from igebm.data import Images, MissingSplit
 from igebm.errors import InputError
 from igebm.evaluation import classifier, features
 from igebm.evaluation.features import INCEPTION, SHA256, URL, describe, inception, of_network, score_names
@@ -460,10 +461,69 @@ def test_colour_pictures_and_long_and_short_training(digits):
     assert classifier.steps_for(digits[0]) == 30 * 1438 // 128
 
 
+def test_test_images_without_labels_leave_the_accuracy_open(digits, tmp_path, said, screen):
+    """They cost no second training: the first is kept, and measured once there are labels of its classes."""
+    some, test = digits[0]._replace(x=digits[0].x[:200], y=digits[0].y[:200]), digits[1]
+    ask = partial(classifier.trained, some, folder=tmp_path, steps=2, screen=screen)
+    without = (
+        None,
+        test._replace(y=None, classes=()),
+        test._replace(y=0 * test.y - 1),
+        test._replace(classes=("a", "b")),
+    )
+    assert [ask(test=other).facts["accuracy"] for other in without] == [None] * 4
+    found = ask(test=test)
+    assert found.facts["accuracy"] == round(classifier.accuracy(found.net, test), 5)
+    assert found.facts["test_images"] == 359 and ask(test=None).facts == found.facts
+    assert len(said) == 1 and said[0].startswith("training a classifier")
+
+
+def test_a_classifier_is_kept_before_it_is_measured(digits, tmp_path, said, screen, monkeypatch):
+    some = digits[0]._replace(x=digits[0].x[:200], y=digits[0].y[:200])
+    ask = partial(classifier.trained, some, digits[1], tmp_path, steps=2, screen=screen)
+    with monkeypatch.context() as broken, pytest.raises(MemoryError):
+        broken.setattr(classifier, "probabilities", Mock(side_effect=MemoryError))
+        ask()
+    assert ask().facts["test_images"] == 359 and len(said) == 1
+
+
+FAILS = """
+import sys
+from igebm import ranks
+from igebm.errors import Fault, InputError
+def fail():
+    raise {"InputError": InputError, "Fault": Fault, "OSError": OSError}[sys.argv[1]]("no room: é")
+with ranks.together():
+    ranks.first_does(lambda: None)
+    try:
+        ranks.first_does(fail)
+    except Exception as error:
+        print(f"{ranks.rank()} {type(error).__name__} {error}\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, others", [("InputError", "InputError"), ("Fault", "Fault"), ("OSError", "Fault")])
+def test_what_the_first_of_two_processes_raises_both_raise(kind, others, tmp_path):
+    (tmp_path / "fails.py").write_text(FAILS, encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    out = subprocess.run([*launch, str(tmp_path / "fails.py"), kind], capture_output=True, text=True, timeout=120)
+    assert sorted(out.stdout.splitlines()) == [f"0 {kind} no room: é", f"1 {others} no room: é"], out.stderr
+
+
+def test_one_process_raises_what_it_raises():
+    done = []
+    ranks.first_does(lambda: done.append(1))
+    error = MissingSplit("a", "test", ("train",))
+    with pytest.raises(MissingSplit) as raised:
+        ranks.first_does(Mock(side_effect=error))
+    assert done == [1] and raised.value is error
+
+
 TWO = """
 import sys; from pathlib import Path
-from igebm import data
-from igebm.evaluation import classifier, ranks
+from igebm import data, ranks
+from igebm.evaluation import classifier
 with ranks.together():
     found = classifier.trained(data.load("digits"), None, Path(sys.argv[1]), steps=3)
     print(ranks.rank(), round(found.net.head.weight.sum().item(), 6), flush=True)

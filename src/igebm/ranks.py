@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from .errors import Fault
+from .errors import Fault, InputError
 from .limits import processes
 
 LONGEST = timedelta(hours=12)
@@ -98,6 +98,22 @@ def text(said: str) -> str:
         return said
     sent = np.frombuffer(said.encode(), np.uint8) if rank() == 0 else None
     return gather(None if sent is None else sent.copy())[0].tobytes().decode()
+
+
+def first_does(work: Callable[[], None]) -> None:
+    """`work()` by the first process, for which the others wait. What it raises all raise, an InputError or a Fault of
+    the others with its words, so that none waits for one that has gone."""
+    failed = None
+    if rank() == 0:
+        try:
+            work()
+        except Exception as error:
+            failed = error
+    if not agree(failed is not None):
+        return
+    kind = InputError if agree(isinstance(failed, InputError)) else Fault
+    said = text(str(failed))
+    raise failed or kind(said)
 
 
 def my_parts(n: int, batch: int) -> list[slice]:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -134,6 +134,11 @@ def probabilities(
     return np.concatenate([of(np.asarray(x[part]))[1] for part in batches(len(x), batch)])
 
 
+def has_labels(images: Images | None, classes: tuple[str, ...]) -> TypeGuard[Images]:
+    """Whether some of the images have one of these classes."""
+    return images is not None and images.y is not None and images.classes == classes and bool((images.y >= 0).any())
+
+
 def accuracy(net: Classifier, images: Images, device: torch.device | str = "cpu") -> float:
     """The share of labelled images that are given their class."""
     images = labelled(images)
@@ -152,19 +157,24 @@ def trained(
     """The classifier of a data set: the one kept in `folder`, else trained (by one of several processes) and kept
     there, as classifier-KEY.safetensors, KEY standing for data and settings.
 
-    `steps` defaults to `steps_for`. A kept file that is damaged is said and replaced.
+    `steps` defaults to `steps_for`. A kept file that is damaged is said and replaced. Its accuracy is None where `test`
+    has no labels of its classes.
     """
     steps = steps_for(images) if steps is None else steps
     about = {"data": fingerprint(images), "classes": list(images.classes), "steps": steps, "seed": seed}
     path = folder / f"classifier-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.safetensors"
-    if ranks.rank() == 0:
+
+    def keep() -> None:
         kept = _kept(path, device, screen)
         if kept is None:
             screen.say(f"training a classifier of {images.name}, {steps} steps; it is kept as {path}")
-            kept = _new(images, test, steps, seed, device, screen)
-            save(path, kept)
-    if ranks.size() > 1:
-        ranks.gather(np.zeros(1))  # the others wait for the first
+            kept = _new(images, steps, seed, device, screen)
+            save(path, kept)  # before it is measured: whatever goes wrong there, it was not trained in vain
+        if kept.facts["accuracy"] is None and has_labels(test, kept.classes):
+            found = {"accuracy": round(accuracy(kept.net, test, device), 5), "test_images": len(labelled(test).x)}
+            save(path, replace(kept, facts=kept.facts | found))
+
+    ranks.first_does(keep)
     return load(path, device)
 
 
@@ -178,16 +188,14 @@ def _kept(path: Path, device: torch.device | str, screen: Screen) -> Trained | N
         return None
 
 
-def _new(
-    images: Images, test: Images | None, steps: int, seed: int, device: torch.device | str, screen: Screen
-) -> Trained:
+def _new(images: Images, steps: int, seed: int, device: torch.device | str, screen: Screen) -> Trained:
     start = time.perf_counter()
     net = train_classifier(images, steps, seed, device, screen.step)
     facts = {
         "data": fingerprint(images),
         "seed": seed,
-        "accuracy": None if test is None else round(accuracy(net, test, device), 5),
-        "test_images": None if test is None else len(labelled(test).x),
+        "accuracy": None,
+        "test_images": None,
         "seconds": round(time.perf_counter() - start, 1),
     }
     _, h, w, c = images.x.shape

@@ -21,7 +21,7 @@ class Judge:
 
     extractor: Extractor
     accuracy: float | None
-    """on the data's test images; None without"""
+    """on the data's test images; None without, or where they have no labels"""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -34,8 +34,13 @@ class Judge:
 
 def judge_of(work: Work) -> Judge | None:
     """The classifier of the data, trained once and kept in the data folder; None, which is said, where the data have
-    no classes to tell apart."""
-    train = work.images("train")
+    no train split, or no classes to tell apart."""
+    try:
+        train = work.images("train")
+    except MissingSplit as missing:
+        if work.first:
+            work.screen.say(f"{missing}: no classifier says what class an image is of")
+        return None
     if train.latents or len(train.classes) < 2 or train.y is None or not (train.y >= 0).any():
         if work.first:
             work.screen.say(f"{train.name} has no labels: no classifier says what class an image is of")

@@ -526,7 +526,7 @@ from igebm import data, ranks
 from igebm.evaluation import classifier
 with ranks.together():
     found = classifier.trained(data.load("digits"), None, Path(sys.argv[1]), steps=3)
-    print(ranks.rank(), round(found.net.head.weight.sum().item(), 6), flush=True)
+    print(f"{ranks.rank()} {found.net.head.weight.sum().item():.6f}\\n", end="", flush=True)  # in one piece
 """
 
 

@@ -356,7 +356,7 @@ def test_a_hub_model_goes_wherever_a_model_goes(run_folder, world, capsys):
     assert main(["energy", "hf:alice/tiny@main", "digits", "--out", "e.npy", *quick[2:]]) == 0
     assert np.array_equal(np.load("e.npy"), model.load(run_folder).energy(*digits_test()))
     assert main(["eval", "trajectory", "hf:alice/tiny", "--n", "1", *quick]) == 0
-    assert Path("evaluation/tiny/trajectory.json").is_file()
+    assert Path("evaluation/alice--tiny/trajectory.json").is_file()
     assert main(["train", "--init-from", "hf:alice/tiny", "--steps", "1", "--out", "on", *TINY]) == 0
     # Once fetched it needs no network.
     world.close()

@@ -115,6 +115,8 @@ class Model:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     compiled: Compiled = False
+    sha256: str = ""
+    """of the weights as the file has them, which tells two models apart; empty: of no file"""
 
     def __post_init__(self) -> None:
         self.net.to(self.device).eval().requires_grad_(False)
@@ -335,9 +337,8 @@ def load(
         raise InputError(f"{path} is of another network: its settings ask for at least {least} weights, it has {here}")
     net = build_image_net(preset, shape)
     fill(net, tensors, path)
-    return Model(
-        net, preset, shape, called(where), about["step"], about["facts"], torch.device(device), dtype, compiled
-    )
+    step, facts, sha256 = about["step"], about["facts"], about["sha256"]
+    return Model(net, preset, shape, called(where), step, facts, torch.device(device), dtype, compiled, sha256)
 
 
 def find(where: str | Path) -> Path:

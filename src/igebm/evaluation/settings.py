@@ -16,7 +16,8 @@ class Common:
     """What all experiments take."""
 
     out: Path | None = None
-    """folder for NAME.json and figures; default: evaluation in the run folder, or evaluation/MODEL"""
+    """folder for NAME.json and figures; default: evaluation in the run folder, or evaluation/MODEL (of hf:
+    OWNER--NAME, of a file FOLDER-FILE)"""
     data: str | None = None
     """data set to evaluate on; default: the one the model was trained on"""
     resize: bool = False
@@ -35,7 +36,7 @@ class Common:
     classifier_steps: int | None = None
     """train the data's classifier for no more than these; default: 8 passes over large sets, 30 over small ones"""
     again: bool = False
-    """do the experiment although its result is there"""
+    """of `all`: do each experiment although its result, of this model and these settings, is there"""
     json: bool = False
     """NAME.json to stdout, instead of its numbers as text; of `all` an object with each by its name"""
 
@@ -235,7 +236,7 @@ class Concepts(Sampler):
 
 @dataclass(frozen=True)
 class All:
-    """All experiments, the cheapest first (what is done is skipped, what fails is reported)."""
+    """All experiments, the cheapest first (what is done alike is skipped, what fails is reported)."""
 
     quick: bool = False
     """small numbers of images and steps: minutes on two cores, and numbers with wide errors"""

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import model, presets, ranks, terminal
+from .. import hub, model, presets, ranks, terminal
 from ..circumstances import circumstances
 from ..data import Images, centred
 from ..errors import Fault, InputError
 from ..files import write_json
 from ..inputs import load_split
 from ..model import Model
+from ..plain import plain
 from ..presets import Sampler
+from ..report.found import at, is_result, read_json
 from ..runtime import Runtime
 from ..samplers import Kernel
 from ..terminal import Screen, Step
@@ -106,22 +108,67 @@ def names_of(m: Model, y: np.ndarray | None) -> list[str]:
 
 
 def folder_of(where: str) -> Path:
-    """Where the evaluation of MODEL goes without --out."""
+    """Where the evaluation of MODEL goes without --out: into the run folder, or into evaluation/NAME.
+
+    NAME is OWNER--NAME[@REVISION] of hf:, FOLDER-FILE of a file (RUN-snapshots-FILE of a snapshot): many a file is
+    called model.safetensors.
+    """
+    if where.startswith("hf:"):
+        at = hub.parse(where)
+        name = at.name + (f"@{at.revision}" if at.revision else "")
+        return Path("evaluation") / name.replace("/", "--")
     path = Path(where)
-    a_run = path.is_dir() and model.find(where).parent == path  # not a folder that is called as a bundled model is
-    return path / "evaluation" if a_run else Path("evaluation") / model.called(where)
+    if path.is_dir() and model.find(where).parent == path:  # not a folder that is called as a bundled model is
+        return path / "evaluation"
+    if not path.is_file():
+        return Path("evaluation") / model.called(where)
+    *above, folder = path.resolve().parent.parts
+    parts = [*(above[-1:] if folder == "snapshots" else []), folder.strip("/"), model.called(where)]
+    return Path("evaluation") / "-".join(part for part in parts if part)
+
+
+def basis(work: Work, options: Any) -> dict[str, Any]:
+    """What decides an experiment's numbers, as NAME.json has it."""
+    m, asked = work.model, work.asked
+    about = {"name": m.name, "step": m.step, "sha256": m.sha256, "preset": m.facts.get("preset"), "data": m.preset.data}
+    return {
+        "model": about,
+        "options": plain(asdict(options)),
+        "data": asked.data or m.preset.data,
+        "seed": asked.seed,
+        "resize": asked.resize,
+        "skip_bad": asked.skip_bad,
+        "classifier_steps": asked.classifier_steps,
+    }
+
+
+def differences(had: dict[str, Any], now: dict[str, Any]) -> str:
+    """In what a result differs from what is asked for, given the `basis` of each: "seed 0, now 1"; nothing where it
+    is the same. A model's name alone makes no difference."""
+    values = lambda about: {
+        "model's step": at(about, "model", "step"),
+        "data": at(about, "data"),
+        "seed": at(about, "seed"),
+        **{presets.flag(k): at(about, k) for k in ("resize", "skip_bad", "classifier_steps")},
+        **{presets.flag(k): at(about, "options", k) for k in now["options"]},
+    }
+    before, after = values(had), values(now)
+    said = [f"{k} {in_words(before[k])}, now {in_words(v)}" for k, v in after.items() if v != before[k]]
+    if at(had, "model", "sha256") != now["model"]["sha256"]:
+        said.insert(0, "other weights" if at(had, "model", "sha256") else "weights that it does not name")
+    return "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
+
+
+def in_words(value: Any) -> str:
+    return "not set" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Write NAME.json: the numbers, and all that they depend on. Returns what was written."""
-    m = work.model
     about = {
         "experiment": name,
         "numbers": numbers,
-        "model": {"name": m.name, "step": m.step, "preset": m.facts.get("preset"), "data": m.preset.data},
-        "options": asdict(options),
-        "data": work.asked.data or m.preset.data,
-        "seed": work.asked.seed,
+        **basis(work, options),
         "batch": work.asked.batch,
         "processes": ranks.size(),
         "seconds": round(seconds, 1),
@@ -154,16 +201,15 @@ def run_one(work: Work, name: str, options: Any) -> dict[str, Any]:
 
 
 def run_all(work: Work, quick: bool = False) -> list[str]:
-    """Every experiment, the cheapest first: skips what is done, goes on after one fails. Returns the names that
-    failed."""
+    """Every experiment, the cheapest first: skips what is done of this model in the way asked for now, goes on after
+    one fails. Returns the names that failed."""
     failed = []
     if quick and work.asked.classifier_steps is None:
         work = replace(work, asked=replace(work.asked, classifier_steps=QUICK_CLASSIFIER))
     for name, kind in EXPERIMENTS.items():
-        if (work.out / f"{name}.json").exists() and not work.asked.again:
-            work.screen.say(f"{name}: done before; --again does it anew")
-            continue
         options = kind(**QUICK.get(name, {})) if quick else kind()
+        if not work.asked.again and done(work, name, options):
+            continue
         try:
             run_one(work, name, options)
         except (InputError, Fault, OSError, MemoryError) as error:
@@ -175,3 +221,16 @@ def run_all(work: Work, quick: bool = False) -> list[str]:
             (work.out / f"{name}.failed.json").unlink(missing_ok=True)
             work.screen.say(f"{name}: done")
     return failed
+
+
+def done(work: Work, name: str, options: Any) -> bool:
+    """Whether NAME.json is what is asked for now; says so, or in what it differs."""
+    path = work.out / f"{name}.json"
+    found = read_json(path, [], needed=False)
+    why = differences(found, basis(work, options)) if is_result(found) else "damage" if path.exists() else "nothing"
+    same = ranks.agree(work.first and not why)  # the first process's word: it writes these files while others look
+    if same:
+        work.screen.say(f"{name}: done before; --again does it anew")
+    elif why != "nothing":
+        work.screen.say(f"{name}: done anew, for the result that is there is of {why}")
+    return same

@@ -8,6 +8,7 @@ import pytest
 
 from igebm import model
 from igebm.cli import main
+from igebm.errors import Fault
 from igebm.evaluation import neighbours, ood, trajectory
 from igebm.evaluation.settings import EXPERIMENTS
 from igebm.evaluation.work import folder_of
@@ -117,10 +118,25 @@ def test_models_of_one_file_name_have_folders_of_their_own(tmp_path, monkeypatch
         saved(Path(name, "model.safetensors"))
         saved(Path(name, "snapshots", "0000010.safetensors"))
     there = ["ra/model.safetensors", "rb/model.safetensors", "ra/snapshots/0000010.safetensors",
-             "rb/snapshots/0000010.safetensors", "hf:alice/tiny", "hf:bob/tiny", "hf:bob/tiny@v2", "digits"]  # fmt: skip
+             "rb/snapshots/0000010.safetensors", "hf:alice/tiny", "hf:bob/tiny", "hf:bob/tiny@v2",
+             "digits"]  # fmt: skip
     names = ["ra-model", "rb-model", "ra-snapshots-0000010", "rb-snapshots-0000010", "alice--tiny", "bob--tiny",
              "bob--tiny@v2", "digits"]  # fmt: skip
     assert [folder_of(where) for where in there] == [Path("evaluation", name) for name in names]
     assert folder_of("ra") == Path("ra/evaluation")
     monkeypatch.chdir("ra")
     assert folder_of("model.safetensors") == Path("evaluation/ra-model")
+
+
+def test_a_failure_is_forgotten_once_the_experiment_has_a_result(did, tmp_path, monkeypatch, capsys):
+    """`eval all` fails on ood, `eval ood` then succeeds: the report says nothing of the failure."""
+    with monkeypatch.context() as patch:
+        stand_in(patch, ood, did, Fault("too many"))
+        assert every("digits", tmp_path) == 1 and "ood: too many" in capsys.readouterr().err
+    assert result(tmp_path, "ood.failed") == {"experiment": "ood", "why": "too many"}
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    assert "It failed: too many" in (tmp_path / "r.html").read_text()
+    assert main(["eval", "ood", "digits", "--out", str(tmp_path), *MACHINE]) == 0
+    assert not (tmp_path / "ood.failed.json").exists()
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    assert "too many" not in (tmp_path / "r.html").read_text()

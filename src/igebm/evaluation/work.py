@@ -164,7 +164,8 @@ def in_words(value: Any) -> str:
 
 
 def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Write NAME.json: the numbers, and all that they depend on. Returns what was written."""
+    """Write NAME.json: the numbers, and all that they depend on; an earlier attempt's failure no longer stands beside
+    it. Returns what was written."""
     about = {
         "experiment": name,
         "numbers": numbers,
@@ -176,6 +177,7 @@ def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds
     }
     if work.first:
         write_json(work.out / f"{name}.json", about)
+        (work.out / f"{name}.failed.json").unlink(missing_ok=True)
     return about
 
 
@@ -218,7 +220,6 @@ def run_all(work: Work, quick: bool = False) -> list[str]:
             if work.first:
                 write_json(work.out / f"{name}.failed.json", {"experiment": name, "why": str(error)})
         else:
-            (work.out / f"{name}.failed.json").unlink(missing_ok=True)
             work.screen.say(f"{name}: done")
     return failed
 

@@ -2,15 +2,18 @@
 experiments are stand-ins."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from igebm import model
 from igebm.cli import main
-from igebm.errors import Fault
+from igebm.errors import Fault, InputError
 from igebm.evaluation import neighbours, ood, trajectory
-from igebm.evaluation.settings import EXPERIMENTS
+from igebm.evaluation.settings import EXPERIMENTS, CrossClass, Finetune
 from igebm.evaluation.work import folder_of
 
 MACHINE = "--device cpu --dtype float32 --compile off --threads 1".split()
@@ -140,3 +143,76 @@ def test_a_failure_is_forgotten_once_the_experiment_has_a_result(did, tmp_path, 
     assert not (tmp_path / "ood.failed.json").exists()
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
     assert "too many" not in (tmp_path / "r.html").read_text()
+
+
+def test_one_failure_does_not_end_the_others(did, tmp_path, monkeypatch, capsys):
+    """Exit code 1, the reason in a file and in what --json gives, and the next time that one alone is done."""
+    with monkeypatch.context() as patch:
+        stand_in(patch, trajectory, did, InputError("no good"))
+        assert every("digits", tmp_path, "--json") == 1 and did == ["ood", "trajectory", "neighbours"]
+        told = capsys.readouterr()
+    assert "trajectory: no good" in told.err
+    found = json.loads(told.out)
+    assert found["trajectory"] == {"experiment": "trajectory", "why": "no good"} and "numbers" in found["neighbours"]
+    assert every("digits", tmp_path) == 0 and did[3:] == ["trajectory"]
+
+
+def test_an_earlier_result_is_not_given_for_what_failed_now(did, tmp_path, monkeypatch, capsys):
+    assert every("digits", tmp_path) == 0
+    stand_in(monkeypatch, ood, did, InputError("no good"))
+    capsys.readouterr()
+    assert every("digits", tmp_path, "--seed", 1, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["ood"] == {"experiment": "ood", "why": "no good"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")],
+)  # fmt: skip
+def test_memory_that_is_not_enough_for_one_is_for_the_others(error, did, tmp_path, monkeypatch, capsys):
+    """What to lower is an option that the command has."""
+    stand_in(monkeypatch, ood, did, error)
+    assert every("digits", tmp_path) == 1 and did == ["ood", "trajectory", "neighbours"]
+    assert "ood: out of memory; lower --batch\n" in capsys.readouterr().err
+    assert main(["eval", "ood", "digits", "--out", str(tmp_path), *MACHINE]) == 1
+    assert capsys.readouterr().err.endswith("igebm: out of memory; lower --batch\n")
+
+
+def test_an_error_of_the_program_ends_it(did, tmp_path, monkeypatch):
+    stand_in(monkeypatch, ood, did, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        every("digits", tmp_path)
+
+
+def test_what_does_not_apply_to_a_model_is_skipped_and_said(did, tmp_path, monkeypatch, capsys):
+    """Cross-class chains of a model without classes: exit code 0, and the report says why there are none. By itself
+    the experiment is refused."""
+    monkeypatch.setitem(EXPERIMENTS, "cross-class", CrossClass)
+    m = model.load("digits")
+    preset = replace(m.preset, conditional=False)
+    plain, out = tmp_path / "plain.safetensors", tmp_path / "out"
+    model.save(plain, model.build_image_net(preset, m.shape), preset, m.shape, 0, m.facts)
+    assert every(plain, out) == 0
+    assert "cross-class: skipped: cross-class needs a model of two classes or more" in capsys.readouterr().err
+    assert not (out / "cross-class.failed.json").exists() and len(did) == 3
+    assert main(["report", str(out), "--out", str(out / "r.html")]) == 0
+    assert "It was skipped: cross-class needs a model of two classes" in (out / "r.html").read_text()
+    assert main(["eval", "cross-class", str(plain), "--out", str(out), *MACHINE]) == 2
+
+
+def test_a_model_of_latents_has_no_lowest_label(did, tmp_path, monkeypatch, capsys):
+    monkeypatch.undo()
+    for name in set(EXPERIMENTS) - {"ood"}:
+        monkeypatch.delitem(EXPERIMENTS, name)
+    assert every("dsprites-scale", tmp_path) == 0
+    assert "ood: skipped: --score min-label is at the label with the lowest E" in capsys.readouterr().err
+
+
+def test_data_without_labels_are_not_fine_tuned_on(did, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(EXPERIMENTS, "finetune", Finetune)
+    x = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "bare.npz", train_x=x, test_x=x)
+    assert every("digits", tmp_path / "out", "--data", tmp_path / "bare.npz") == 0
+    told = capsys.readouterr().err
+    assert "finetune: skipped: finetune needs class labels" in told and "bare.npz has none" in told

@@ -19,7 +19,7 @@ import tyro
 
 from . import __version__, arguments, presets, terminal
 from .baselines import settings as baselines
-from .errors import Fault, InputError, unknown
+from .errors import Fault, InputError, out_of_memory, unknown
 from .evaluation.settings import EXPERIMENTS, All, Common, Concepts, Rollout
 from .limits import processes
 from .presets import Machine, Preset, Trainer
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton", "subprocess")):
             why = (str(error).splitlines() or [type(error).__name__])[0]
             return _fail(1, f"chains cannot be compiled here ({why}); use --compile off")
-        if not isinstance(error, RuntimeError) or not re.search("out of memory|can't allocate memory", str(error)):
+        if not out_of_memory(error):
             raise
         return _fail(1, "out of memory; raise --accumulate, or lower --batch, --width or --buffer-size")
 

@@ -5,6 +5,7 @@ import io
 import json
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,7 @@ def evaluate(name: str, asked: Evaluate) -> int:
         work = Work(m, asked.model, runtime, asked.common, out)
         if name == "all":
             failed = run_all(work, asked.options.quick)
-            found = results(out) if work.first else {}
+            found = results(out, failed) if work.first else {}
         else:
             failed = []
             found = run_one(work, name, asked.options)
@@ -225,11 +226,13 @@ def evaluate(name: str, asked: Evaluate) -> int:
     return 1 if failed else 0
 
 
-def results(out: Path) -> dict:
-    """What lies in an evaluation's folder: NAME.json by its name, or why there is none (NAME.failed.json)."""
+def results(out: Path, failed: Sequence[str] = ()) -> dict:
+    """What lies in an evaluation's folder: NAME.json by its name, or why there is none (NAME.failed.json, or
+    NAME.skipped.json). Of those that `failed` just now a NAME.json is of an earlier attempt, and not given."""
     from .evaluation.settings import EXPERIMENTS
 
-    paths = {name: [out / f"{name}.failed.json", out / f"{name}.json"] for name in EXPERIMENTS}
+    last = lambda name: ["json", "failed.json"] if name in failed else ["failed.json", "json", "skipped.json"]
+    paths = {name: [out / f"{name}.{end}" for end in last(name)] for name in EXPERIMENTS}
     there = {name: path for name, both in paths.items() for path in both if path.is_file()}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in there.items()}
 

@@ -3,6 +3,7 @@
 Each message is one line and says what was wrong, what was got and what to try; the command line prints it as it is.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -15,6 +16,10 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(message.translate(CONTROL))
+
+
+class NotApplicable(InputError):
+    """What is asked for has no meaning for this model, or these data, whatever else is given."""
 
 
 class Fault(RuntimeError):
@@ -35,6 +40,12 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> InputError:
         else f"known: {', '.join(known[:16])}{', ...' if len(known) > 16 else ''}"
     )
     return InputError(f"unknown {kind} {got!r}; {hint}")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory, a GPU's included, was not enough: torch says so by a RuntimeError like any other."""
+    said = re.search("out of memory|can't allocate memory", str(error))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said is not None)
 
 
 def many(n: int, thing: str, things: str | None = None) -> str:

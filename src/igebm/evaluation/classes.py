@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..data import Images
-from ..errors import InputError
+from ..errors import InputError, NotApplicable
 from ..inputs import matches
 from ..model import Model, batches
 
@@ -15,9 +15,9 @@ def of_classes(m: Model) -> bool:
 
 
 def need_labels(images: Images, what: str) -> np.ndarray:
-    """The class labels (N,). Raises InputError where there are none, or not on all images."""
+    """The class labels (N,). Raises NotApplicable where there are none, InputError where not on all images."""
     if images.y is None or not images.classes:
-        raise InputError(
+        raise NotApplicable(
             f"{what} needs class labels, {images.name} has none; give --data a folder with one folder a class, or an "
             ".npz with train_y and test_y"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from .. import ranks
-from ..errors import InputError
+from ..errors import InputError, NotApplicable
 from ..report import figures
 from .classes import in_turn, lowest, of_classes, true_conditions
 from .judge import judge_of
@@ -31,7 +31,7 @@ def run(work: Work, options: CrossClass) -> dict[str, Any]:
         raise InputError(f"--n {options.n} --show {options.show}: give at least 1 of each; and 1 or more --steps")
     if not of_classes(m) or m.net.condition < 2:
         what = "unconditional" if not m.conditional else "conditional on latents" if m.shape.latents else "of one class"
-        raise InputError(
+        raise NotApplicable(
             f"cross-class needs a model of two classes or more, {m.name} is {what}; train one with labels: igebm train "
             "cifar10-cond, or a preset of your choice with --conditional and --data"
         )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import ranks
 from ..data import Images, Loader, MissingSplit, centred
-from ..errors import Fault, InputError, many
+from ..errors import Fault, InputError, NotApplicable, many
 from ..model import Model, batches, build_image_net
 from ..nets.image import ImageEnergy
 from ..nets.layers import power_iteration
@@ -167,7 +167,8 @@ def splits(work: Work, labels: int) -> tuple[Images, Images]:
         work.screen.say(f"{train.name} has no test split: {held} of its {len(train.x)} images are held out as one")
         test, train = taken(train, np.arange(held)), taken(train, np.arange(held, len(train.x)))
     if tuple(train.classes) != tuple(test.classes) or len(train.classes) < 2:
-        raise InputError(
+        kind = NotApplicable if len(train.classes) < 2 else InputError
+        raise kind(
             f"{train.name} has {len(train.classes)} classes to train on and {len(test.classes)} in its test split; "
             "the same two or more are needed"
         )

@@ -19,7 +19,7 @@ from ..data.images import NotAtHand
 from ..data.named import NAMES
 from ..data.outliers import MADE_UP, make
 from ..energy import energy_and_grad
-from ..errors import Fault, InputError
+from ..errors import Fault, InputError, NotApplicable
 from ..inputs import matches
 from ..report import figures
 from .metrics import auroc
@@ -54,9 +54,9 @@ def run(work: Work, options: Ood) -> dict[str, Any]:
         raise InputError(f"--n {options.n}: give at least 2 images")
     if not options.against:
         raise InputError("--against names no set: give data sets, folders or constant, uniform, interpolation")
-    if options.score == "gradient-norm" and work.model.shape.latents:
-        raise InputError(
-            f"--score gradient-norm is at the label with the lowest E, and {work.model.name} has no labels"
+    if options.score != "energy" and work.model.conditional and work.model.shape.latents:
+        raise NotApplicable(
+            f"--score {options.score} is at the label with the lowest E, and {work.model.name} has no labels"
         )
     m, baselines = work.model, open_baselines(work, options.baselines)
     test = work.images(most=options.n)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import hub, model, presets, ranks, terminal
 from ..circumstances import circumstances
 from ..data import Images, centred
-from ..errors import Fault, InputError
+from ..errors import Fault, InputError, NotApplicable, out_of_memory
 from ..files import write_json
 from ..inputs import load_split
 from ..model import Model
@@ -177,7 +177,7 @@ def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds
     }
     if work.first:
         write_json(work.out / f"{name}.json", about)
-        (work.out / f"{name}.failed.json").unlink(missing_ok=True)
+        forget(work, name)
     return about
 
 
@@ -192,19 +192,25 @@ def record_plain(
 
 
 def run_one(work: Work, name: str, options: Any) -> dict[str, Any]:
-    """One experiment, with a bar, timed and recorded."""
+    """One experiment, with a bar, timed and recorded. Raises MemoryError, saying what to lower, where a GPU's memory
+    is not enough either."""
     from importlib import import_module
 
     module = import_module(f".{name.replace('-', '_')}", __package__)
     start = time.perf_counter()
     with terminal.bar(name) if work.first else nullcontext(work.screen) as screen:
-        numbers = module.run(replace(work, screen=screen), options)
+        try:
+            numbers = module.run(replace(work, screen=screen), options)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise MemoryError("out of memory; lower --batch") from error
     return record(work, name, options, numbers, time.perf_counter() - start)
 
 
 def run_all(work: Work, quick: bool = False) -> list[str]:
-    """Every experiment, the cheapest first: skips what is done of this model in the way asked for now, goes on after
-    one fails. Returns the names that failed."""
+    """Every experiment, the cheapest first: skips what is done of this model in the way asked for now, leaves out
+    what does not apply to it, goes on after one fails. Returns the names that failed."""
     failed = []
     if quick and work.asked.classifier_steps is None:
         work = replace(work, asked=replace(work.asked, classifier_steps=QUICK_CLASSIFIER))
@@ -214,14 +220,31 @@ def run_all(work: Work, quick: bool = False) -> list[str]:
             continue
         try:
             run_one(work, name, options)
+        except NotApplicable as error:
+            work.screen.say(f"{name}: skipped: {error}")
+            note(work, name, "skipped", str(error))
         except (InputError, Fault, OSError, MemoryError) as error:
+            if isinstance(error, MemoryError) and ranks.size() > 1:
+                raise  # it may be this process's alone, for which the others would wait without end
             failed.append(name)
             work.screen.say(f"{name}: {' '.join(str(error).split())}")
-            if work.first:
-                write_json(work.out / f"{name}.failed.json", {"experiment": name, "why": str(error)})
+            note(work, name, "failed", str(error))
         else:
             work.screen.say(f"{name}: done")
     return failed
+
+
+def note(work: Work, name: str, end: str, why: str) -> None:
+    """Write NAME.failed.json or NAME.skipped.json, instead of an earlier attempt's."""
+    if work.first:
+        forget(work, name)
+        write_json(work.out / f"{name}.{end}.json", {"experiment": name, "why": why})
+
+
+def forget(work: Work, name: str) -> None:
+    """Take away why an earlier attempt gave no result."""
+    for end in ("failed", "skipped"):
+        (work.out / f"{name}.{end}.json").unlink(missing_ok=True)
 
 
 def done(work: Work, name: str, options: Any) -> bool:

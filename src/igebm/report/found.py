@@ -59,6 +59,7 @@ class Found:
     """samples from noise, the last one last"""
     results: dict[str, dict[str, Any]]
     failures: dict[str, str]
+    """how the last attempt ended that gave no result: `failed: ...` or `was skipped: ...`"""
     unreadable: list[str]
     """experiments whose result is damaged"""
     evaluation: Path
@@ -212,10 +213,12 @@ def read_results(
             unreadable.append(name)
             if len(troubles) == before:
                 troubles.append(f"{path.name} is no result of an experiment")
-        path = folder / f"{name}.failed.json"
-        if path.exists():
-            failures[name] = str(at(read_json(path, troubles), "why") or "for a reason that was not written down")
-    known = {f"{name}{end}" for name in experiments for end in (".json", ".failed.json")}
+        for end, verb in (("failed", "failed"), ("skipped", "was skipped")):
+            path = folder / f"{name}.{end}.json"
+            if path.exists():
+                why = at(read_json(path, troubles), "why") or "for a reason that was not written down"
+                failures[name] = f"{verb}: {why}"
+    known = {f"{name}{end}" for name in experiments for end in (".json", ".failed.json", ".skipped.json")}
     for path in sorted(folder.glob("*.json")):
         found = read_json(path, []) if path.name not in known else None
         if is_result(found):

@@ -322,7 +322,7 @@ def result(found: Found, name: str, kind: type | None, troubles: list[str]) -> E
     if found.step is not None and step is not None and step != found.step:
         warnings.append(f"Measured at step {step:,}; the model is now at step {found.step:,}.")
     if name in found.failures:
-        warnings.append(f"A later attempt failed: {found.failures[name]}")
+        warnings.append(f"A later attempt {found.failures[name]}")
     return section(
         titled(name),
         f"experiment-{name}",
@@ -388,7 +388,7 @@ def not_run(found: Found, experiments: Mapping[str, type]) -> Element | None:
         return None
     entries = []
     for name in missing:
-        why = f"It failed: {found.failures[name]}" if name in found.failures else "Not run yet."
+        why = f"It {found.failures[name]}" if name in found.failures else "Not run yet."
         if name in found.unreadable:
             why = f"Its result, {name}.json, is damaged." + (f" {why}" if name in found.failures else "")
         what = tag("p", described(experiments[name]))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_data_folder import c01, c26
 
@@ -18,6 +19,7 @@ from igebm.evaluation.metrics import auroc
 from igebm.evaluation.ood import gradient_norms, interval
 from igebm.evaluation.settings import Common
 from igebm.evaluation.work import Work
+from igebm.report import figures
 from igebm.runtime import Runtime
 
 MACHINE = "--device cpu --dtype float32 --compile off --threads 1".split()
@@ -189,8 +191,49 @@ def test_scores_at_the_label(tmp_path):
 
 
 def test_a_set_against_itself_is_a_coin_toss(tmp_path):
+    """Both have a row of their own."""
     assert ood(tmp_path, "--n", 359, "--against", "digits", "--score", "gradient-norm") == 0
-    assert numbers(tmp_path)["auroc"]["digits"]["auroc"] == 0.5
+    found = numbers(tmp_path)
+    assert {name: row["auroc"] for name, row in found["auroc"].items()} == {"digits (2)": 0.5}
+    assert list(found["energies"]) == list(found["scored_at"]) == ["digits", "digits (2)"]
+    assert found["energies"]["digits"] == found["energies"]["digits (2)"]
+
+
+def grey(path, level: int) -> str:
+    """A folder with three images of one grey."""
+    path.mkdir(parents=True)
+    for k in range(3):
+        Image.new("L", (8, 8), level).save(path / f"{k}.png")
+    return str(path)
+
+
+def test_sets_of_one_name_have_a_row_each(tmp_path):
+    """Folders of the test set's name, of a made-up set's, of the table's last row, and two of one name: each row has
+    the energies of its own images."""
+    m = model.load("digits")
+    folders = [grey(tmp_path / way, 40 * k) for k, way in enumerate(["digits", "uniform", "a/x", "b/x", "average"])]
+    assert ood(tmp_path / "out", "--n", 20, "--against", *folders, "constant", "uniform", "interpolation") == 0
+    found = numbers(tmp_path / "out")
+    names = ["digits (2)", "uniform (2)", "x", "x (2)", "average (2)", "constant", "uniform", "interpolation"]
+    assert list(found["auroc"]) == names and list(found["energies"]) == ["digits", *names]
+    for k, name in enumerate(names[:5]):
+        e = m.energy(np.full((1, 8, 8, 1), 40 * k, np.uint8))[0]
+        assert found["energies"][name] == {
+            "mean": pytest.approx(float(e), rel=1e-4),
+            "std": pytest.approx(0, abs=1e-6),
+            "n": 3,
+        }, name
+
+
+def test_names_that_a_legend_cuts_short_lose_no_set(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "histogram", lambda ax, values, label: drawn.append([(n, len(v)) for n, v in values]))
+    long = "a-folder-of-a-very-very-long-name"
+    there = [grey(tmp_path / f"{long}-{k}-of-three-and-then-some", 9) for k in range(2)]
+    args = ("--data", there[0], "--n", 3, "--against", there[1])
+    assert ood(tmp_path / "out", *args) == 0
+    assert [[n for _, n in values] for values in drawn] == [[3, 3]]
+    assert [len(name) for name, _ in drawn[0]] == [20, 20]
 
 
 def test_a_named_set_that_is_not_at_hand_is_left_out_and_said(tmp_path, capsys, monkeypatch):
@@ -262,6 +305,34 @@ def test_the_papers_numbers_stand_beside_a_model_of_cifar10(tmp_path, real_data)
     found = numbers(tmp_path)["auroc"]
     assert found["constant"]["paper"] == {"auroc": 0.3, "glow": 0.0, "pixelcnn": 0.0}
     assert found["uniform"]["paper"]["auroc"] == 1.0 and "average" not in found
+
+
+def test_the_papers_numbers_are_of_its_sets_not_of_folders_called_alike(tmp_path):
+    """A model of CIFAR-10 (of a stand-in for it): folders called svhn and constant have no number of the paper, and its
+    average is over the sets that were asked for by name."""
+    x = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in ("cifar10", "svhn", "dtd"):
+        np.savez(kept / f"{name}.npz", train_x=x, train_y=np.arange(30) % 10, test_x=x, test_y=np.arange(30) % 10)
+    m = model.load("digits")
+    preset = replace(m.preset, data="cifar10")
+    model.save(tmp_path / "m.safetensors", m.net, preset, m.shape, 0, {})
+    folders = [grey(tmp_path / "svhn", 0), grey(tmp_path / "constant", 99), grey(tmp_path / "cifar10", 9)]
+    named = ["svhn", "dtd", "constant", "uniform", "interpolation"]
+    words = ["--n", 20, "--data-dir", kept, "--against", *folders[:2]]
+    assert ood(tmp_path / "a", *words, where=str(tmp_path / "m.safetensors")) == 0
+    assert not any("paper" in row for row in numbers(tmp_path / "a")["auroc"].values())
+    assert ood(tmp_path / "b", *words, *named, where=str(tmp_path / "m.safetensors")) == 0
+    found = numbers(tmp_path / "b")["auroc"]
+    assert list(found) == ["svhn (2)", "constant (2)", *named, "average"]
+    assert {name for name, row in found.items() if "paper" in row} == {*named, "average"}
+    assert found["average"]["auroc"] == pytest.approx(np.mean([found[name]["auroc"] for name in named]), abs=1e-6)
+    assert found["average"]["auroc"] != pytest.approx(max(found[name]["auroc"] for name in named), abs=0.01)
+    # Nor are they beside a folder that is called as CIFAR-10 is.
+    args = ("--n", 3, "--data-dir", kept, "--data", folders[2], "--against", "constant", "uniform")
+    assert ood(tmp_path / "c", *args, where=str(tmp_path / "m.safetensors")) == 0
+    assert not any("paper" in row for row in numbers(tmp_path / "c")["auroc"].values())
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

@@ -291,7 +291,8 @@ def spread(e: np.ndarray) -> dict[str, Any]:
 
 def draw(work: Work, energies: dict[str, np.ndarray], up: Walk, down: Walk, temperature: float) -> None:
     figure, ax = figures.axes()
-    figures.histogram(ax[0, 0], energies, "E(x | y) at the true label" if work.model.conditional else "E(x)")
+    what = "E(x | y) at the true label" if work.model.conditional else "E(x)"
+    figures.histogram(ax[0, 0], list(energies.items()), what)
     figures.save(figure, work.out, "likelihood")
     figure, ax = figures.axes(2)
     for walk, way in ((up, "forwards, from noise"), (down, "backwards, from samples")):

@@ -196,6 +196,6 @@ def draw(out: Path, samples: np.ndarray, neighbours: list[np.ndarray], ways: lis
 def draw_distances(out: Path, distances: dict[str, np.ndarray], n: int) -> None:
     figure, ax = figures.axes(len(distances))
     for cell, (way, d) in zip(ax[0], distances.items(), strict=True):
-        sets = {"samples": d[:n]} | ({"test images": d[n:]} if len(d) > n else {})
+        sets = [("samples", d[:n])] + ([("test images", d[n:])] if len(d) > n else [])
         figures.histogram(cell, sets, f"distance to the nearest training image, in {way}", bins=30)
     figures.save(figure, out, "neighbours-distances")

@@ -5,6 +5,7 @@ model's, each pixel at the centre of its bin, (u + ½) / 256. (The released code
 noise and gave the other sets noise of ±1/512, so that its AUROC may tell the two treatments apart as well.)
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +64,9 @@ def run(work: Work, options: Ood) -> dict[str, Any]:
     others, left_out = other_sets(work, options, test)
     if not others:
         raise InputError(f"none of the sets is at hand: {'; '.join(f'{k}: {why}' for k, why in left_out.items())}")
-    test = test._replace(name=called(test.name))
-    sets = [test, *(images._replace(name=name) for name, images in others.items())]
+    specs = [spec for spec, _ in others]
+    names = apart([test.name, *specs])
+    sets = [images._replace(name=n) for n, images in zip(names, [test, *(x for _, x in others)], strict=True)]
     total = sum(len(images.x) for images in sets) * (1 + len(baselines))
     tell, done = work.screen.step, 0
     scored = []
@@ -81,16 +83,18 @@ def run(work: Work, options: Ood) -> dict[str, Any]:
                 raise Fault(f"{bad} of {len(images.x)} energies of {images.name} are not finite; {m.name} is broken")
             done += len(images.x)
         scored.append(Scored(images, energies))
-    inside, outside = scored[0], dict(zip(others, scored[1:], strict=True))
-    published = PAPER if m.preset.data == test.name == "cifar10" else {}
-    table: dict[str, dict[str, Any]] = {}
-    for name, out in outside.items():
+    inside, *outside = scored
+    # By what was asked for: a folder may be called as a data set of the paper is.
+    published = PAPER if (work.asked.data or m.preset.data) == m.preset.data == "cifar10" else {}
+    rows: dict[str, dict[str, Any]] = {}
+    for spec, out in zip(specs, outside, strict=True):
         row = against(inside.energies[""], out.energies[""]) | {"n": len(out.images.x)}
         for b in baselines:
             row[b] = rounded(auroc(inside.energies[b], out.energies[b]))
-        table[name] = row | ({"paper": published[name]} if name in published else {})
-    if all(name in table for name in AVERAGED):
-        mean = {c: rounded(float(np.mean([table[name][c] for name in AVERAGED]))) for c in ("auroc", *baselines)}
+        rows[spec] = row | ({"paper": published[spec]} if spec in published else {})
+    table = dict(zip(names[1:], rows.values(), strict=True))
+    if all(spec in rows for spec in AVERAGED):
+        mean = {c: rounded(float(np.mean([rows[spec][c] for spec in AVERAGED]))) for c in ("auroc", *baselines)}
         table["average"] = mean | ({"paper": published["average"]} if published else {})
     if work.first:
         draw(work, options.score, inside, outside, table)
@@ -108,15 +112,16 @@ def run(work: Work, options: Ood) -> dict[str, Any]:
     }
 
 
-def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images], dict[str, str]]:
-    """The sets to tell the test set from, and the named ones that are not at hand, with the reason.
+def other_sets(work: Work, options: Ood, test: Images) -> tuple[list[tuple[str, Images]], dict[str, str]]:
+    """The sets to tell the test set from, by what was asked for, each once; and the named ones that are not at hand,
+    with the reason.
 
     A path that leads nowhere is the user's mistake and raises InputError; so does an empty set.
     """
-    found, left_out, told = {}, {}, {}
+    found, left_out, told = [], {}, {}
     for name in dict.fromkeys(options.against):
         if name in MADE_UP:
-            found[name] = Images(name, make(name, np.asarray(test.x), work.asked.seed), None, ())
+            found.append((name, Images(name, make(name, np.asarray(test.x), work.asked.seed), None, ())))
             continue
         try:
             images = work.images(most=options.n, spec=name)
@@ -126,8 +131,7 @@ def other_sets(work: Work, options: Ood, test: Images) -> tuple[dict[str, Images
             left_out[name] = error.reason if isinstance(error, NotAtHand) else UNREADABLE
             told[name] = str(error)
         else:
-            short = called(name)
-            found[short if short not in found else name] = images
+            found.append((name, images))
     # The result has the reasons, without places on this machine; those that several share are said once.
     for reason in dict.fromkeys(left_out.values()) if work.first else ():
         names = [name for name in left_out if left_out[name] == reason]
@@ -144,6 +148,20 @@ def called(spec: str) -> str:
     """What a set is called in tables and figures: a folder or file without the way to it."""
     name = Path(spec).name
     return spec if spec in NAMES or spec.startswith("hf:") else name.removesuffix(".npz").removesuffix(".npy") or spec
+
+
+def apart(specs: Sequence[str]) -> list[str]:
+    """What the sets are called, the test set first, no two alike: of two a/photos, b/photos the second is photos (2).
+
+    Named and made-up sets keep their names before folders do; "average" is a row of the table.
+    """
+    in_turn = sorted(range(len(specs)), key=lambda i: i > 0 and specs[i] not in (*NAMES, *MADE_UP))
+    names = {}
+    for i in in_turn:
+        short = called(specs[i])
+        each = (short, *(f"{short} ({k})" for k in range(2, len(specs) + 2)))
+        names[i] = next(name for name in each if name not in {"average", *names.values()})
+    return [names[i] for i in range(len(specs))]
 
 
 def model_scores(work: Work, images: Images, score: str, step: Any) -> np.ndarray:
@@ -249,23 +267,24 @@ def about(baseline: Any) -> dict[str, Any]:
     return facts | {"parameters": sum(p.numel() for p in baseline.net.parameters()), "iterations": baseline.step}
 
 
-def draw(work: Work, score: str, inside: Scored, outside: dict[str, Scored], table: dict[str, dict]) -> None:
+def draw(work: Work, score: str, inside: Scored, outside: list[Scored], table: dict[str, dict]) -> None:
     """Histograms, the test set beside each other set, a row for the model and for each baseline; and pictures."""
     names = list(inside.energies)
     figure, ax = figures.axes(len(outside), len(names), (2.7, 2.3))
     for i, name in enumerate(names):
-        for j, (other, out) in enumerate(outside.items()):
+        for j, out in enumerate(outside):
             what = "-log p(x), nats" if name else {"gradient-norm": "|∇E(x)|"}.get(score, "E(x)")
-            values = {cut(inside.images.name): inside.energies[name], cut(other): out.energies[name]}
+            values = [(cut(s.images.name), s.energies[name]) for s in (inside, out)]
             figures.histogram(ax[i, j], values, f"{name}: {what}" if name else what)
-            found = table[other][name] if name else table[other]["auroc"]
+            found = table[out.images.name][name or "auroc"]
             ax[i, j].set(title=f"AUROC {found:.3f}", ylabel="density" if j == 0 else "")
     figures.save(figure, work.out, "ood")
-    strips = [np.asarray(s.images.x[:10]) for s in (inside, *outside.values())]
-    names = [cut(name) for name in (inside.images.name, *outside)]
+    strips = [np.asarray(s.images.x[:10]) for s in (inside, *outside)]
+    names = [cut(s.images.name) for s in (inside, *outside)]
     figures.save(figures.pictures(strips, names=names), work.out, "ood-sets")
 
 
 def cut(name: str, longest: int = 20) -> str:
-    """A name as it fits a legend."""
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+    """A name as it fits a legend: both of its ends, in which names differ."""
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[half + 1 - longest :]}"

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from igebm import data, model
 from igebm.cli import main
 from igebm.evaluation import neighbours
-from igebm.evaluation.neighbours import nearest, summary
+from igebm.evaluation.neighbours import copies, nearest, summary
 from igebm.evaluation.settings import Common, Neighbours
 from igebm.evaluation.work import Work
 from igebm.runtime import probe
@@ -44,6 +44,38 @@ def test_by_hand_with_ties_in_the_order_of_the_index():
     assert got.place.tolist() == [[1, 3, 2, 0]] and got.distance.tolist() == [[2, 2, 8, 12]]
 
 
+def test_features_far_from_the_origin_are_at_their_own_distance():
+    """φ = 10⁶ + x: rounding of ‖a‖² + ‖b‖² - 2 a·b, of sums of 10¹⁴, is larger than squared distances of 10⁻⁴. Both
+    copies are at 0, the first of them first, and distances are those of x."""
+    x = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    train = np.concatenate([x, x[::-1]])
+    far = lambda images: 1e6 + FLAT(images) / 2**15
+    got = nearest(x, train, far, 3)
+    pairs = ((x.reshape(40, 1, -1).astype(float) - train.reshape(1, 80, -1)) / 2**15) ** 2
+    want = np.sqrt(pairs.sum(2))
+    order = np.argsort(want, 1, kind="stable")[:, :3]
+    assert np.array_equal(got.place, order) and (got.distance[:, :2] == 0).all()
+    assert got.place[:, :2].tolist() == [[i, 79 - i] for i in range(40)]
+    assert got.distance == pytest.approx(np.take_along_axis(want, order, 1), rel=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1024])
+def test_ties_are_in_the_order_of_the_index_whatever_the_blocks(block, monkeypatch):
+    """Grey levels 0 and 9 in turn, 300 of them: of the equals the lowest numbers are found, from either side."""
+    monkeypatch.setattr(neighbours, "ENTRIES", block)
+    train = np.resize(np.array([0, 9], np.uint8), 300).reshape(300, 1, 1, 1)
+    got = nearest(np.array([1, 8], np.uint8).reshape(2, 1, 1, 1), train, FLAT, 4)
+    assert got.place.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]] and (got.distance == 1).all()
+
+
+def test_a_copy_is_one_byte_for_byte():
+    """The second of three has its copy as the second neighbour, the third is one byte off."""
+    x = np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2)
+    train = np.concatenate([x + 100, x])
+    train[5, 1, 1, 1] += 1
+    assert copies(x, train, np.array([[0, 1], [0, 4], [0, 5]])).tolist() == [False, True, False]
+
+
 def test_blocks_change_nothing_and_bound_what_is_held(monkeypatch):
     train, held = data.load("digits").x[:500], []
 
@@ -61,8 +93,9 @@ def test_blocks_change_nothing_and_bound_what_is_held(monkeypatch):
 
 def test_copying_shows_in_the_numbers():
     """Two of four samples are copies, test images lie at 1 to 20: half of the samples are nearer than 5 % of tests."""
-    about = summary(np.array([0.0, 0.0, 5.0, 7.0, *range(1, 21)]), 4)
+    about = summary(np.array([0.0, 0.0, 5.0, 7.0, *range(1, 21)]), np.arange(24) < 2, 4)
     assert about["sample_copies"] == 2 and about["test_copies"] == 0
+    assert summary(np.arange(5.0), np.array([0, 1, 0, 1, 1], bool), 3)["test_copies"] == 2
     assert about["nearer_than_5%_of_tests"]["share"] == 0.5
     assert about["samples"]["mean"] == 3 and about["samples"]["q50"] == 2.5 and about["tests"]["q100"] == 20
 
@@ -106,7 +139,7 @@ def test_a_model_is_shown_its_own_samples(tmp_path, monkeypatch):
     for way in ("pixels", "features"):
         assert numbers[way]["of_the_first"]["index"] == [[9], [10], [11], [12], [13], [14]], way
         assert numbers[way]["samples"]["q100"] < 1e-3
-    assert numbers["pixels"]["sample_copies"] == numbers["pixels"]["test_copies"] == 6
+        assert numbers[way]["sample_copies"] == numbers[way]["test_copies"] == 6, way
 
 
 def test_some_training_images_are_searched_by_their_own_numbers(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
 from .. import ranks
@@ -74,7 +74,7 @@ def run(work: Work, options: Neighbours) -> dict[str, Any]:
         tell = lambda done, before=before, total=total: work.screen.step(before + done, total)
         index, distance = nearest(queries, train.x, of, options.k, tell)
         found[way] = Nearest(index, distance * unit)
-        numbers[way] = summary(found[way].distance[:, 0], len(samples))
+        numbers[way] = summary(found[way].distance[:, 0], copies(queries, train.x, index), len(samples))
         if of_classes(m) and train.y is not None and matches(train, m):
             numbers[way]["same_class"] = share(train.y[index[: len(samples), 0]] == labels)
         numbers[way]["of_the_first"] = {
@@ -122,7 +122,7 @@ Describe = Callable[[np.ndarray], Tensor]
 
 
 def as_pixels(work: Work) -> Describe:
-    """The bytes themselves: their products and sums are exact in float64, so that a copy is at distance 0."""
+    """The bytes themselves, whose products and sums are exact in float64."""
     return lambda images: (
         torch.from_numpy(np.require(images, requirements=["C", "W"])).to(work.model.device).flatten(1).double()
     )
@@ -143,24 +143,48 @@ def nearest(
     k: int,
     tell: Callable[[int], None] = lambda done: None,
 ) -> Nearest:
-    """The k training images with the smallest ‖φ(a) - φ(b)‖² = ‖φ(a)‖² + ‖φ(b)‖² - 2 φ(a)·φ(b) for each query.
+    """The k training images with the smallest ‖φ(a) - φ(b)‖ for each query; equal distances in the order of the index.
 
     The training images pass by in blocks, shared out over the processes, so that memory does not grow with their
-    number; equal distances in the order of the index.
+    number.
     """
     q = describe(queries)
     size = max(1, min(1024, ENTRIES // max(q.shape[1], int(np.prod(train.shape[1:])))))
     mine = np.empty((len(queries), 0, 2))  # (distance, index)
     for part in list(batches(len(train), size))[ranks.rank() :: ranks.size()]:
         t = describe(train[part])
-        squares = (q.square().sum(1)[:, None] + t.square().sum(1) - 2 * q @ t.T).clamp(min=0)
-        found = squares.topk(min(k, len(t)), largest=False)
-        pair = torch.stack([found.values.sqrt(), (found.indices + part.start).double()], 2)
+        found, places = squares(q, t, k).sort(dim=1, stable=True)
+        pair = torch.stack([found.sqrt(), (places + part.start).double()], 2)[:, :k]
         mine = smallest([mine, pair.cpu().numpy()], k)
         tell(part.stop)
     if ranks.size() > 1:
         mine = smallest([x.swapaxes(0, 1) for x in ranks.gather(mine.swapaxes(0, 1)) if len(x)], k)
     return Nearest(mine[..., 1].astype(np.int64), mine[..., 0])
+
+
+def squares(a: Float64[Tensor, "q d"], b: Float64[Tensor, "t d"], k: int) -> Float64[Tensor, "q t"]:
+    """‖a - b‖² = Σ (a - b)² of all that may be among the k smallest of a row, infinite elsewhere.
+
+    Which those are is told by ‖a‖² + ‖b‖² - 2 a·b, which is one product of matrices, but off by rounding of up to
+    2 d ε (‖a‖² + ‖b‖²): equal rows would not be at 0, nor ties be ties.
+    """
+    sums = a.square().sum(1)[:, None] + b.square().sum(1)
+    rough, off = sums - 2 * a @ b.T, 2 * (a.shape[1] + 2) * torch.finfo(a.dtype).eps * sums
+    most = (rough + off).kthvalue(min(k, len(b)), 1, keepdim=True).values
+    rows, columns = (rough - off <= most).nonzero(as_tuple=True)
+    exact = torch.full_like(rough, torch.inf)
+    for part in batches(len(rows), max(1, ENTRIES // a.shape[1])):
+        i, j = rows[part], columns[part]
+        exact[i, j] = (a[i] - b[j]).square().sum(1)
+    return exact
+
+
+def copies(
+    images: UInt8[np.ndarray, "q h w c"], train: UInt8[np.ndarray, "t h w c"], place: Int64[np.ndarray, "q k"]
+) -> Bool[np.ndarray, "q"]:
+    """Which images are among their neighbours, byte for byte. (Features of one image differ by rounding between the
+    batches that it is in.)"""
+    return np.any([(train[at] == images).all((1, 2, 3)) for at in place.T], 0)
 
 
 def smallest(pairs: list[np.ndarray], k: int) -> Float64[np.ndarray, "q k 2"]:
@@ -170,14 +194,15 @@ def smallest(pairs: list[np.ndarray], k: int) -> Float64[np.ndarray, "q k 2"]:
     return np.take_along_axis(every, order[..., None], 1)
 
 
-def summary(distance: Float64[np.ndarray, "q"], n: int) -> dict[str, Any]:
-    """Distances to the nearest training image: of the first n (samples), and of the rest (test images)."""
+def summary(distance: Float64[np.ndarray, "q"], copied: Bool[np.ndarray, "q"], n: int) -> dict[str, Any]:
+    """Distances to the nearest training image, and how many are copies: of the first n (samples), and of the rest
+    (test images)."""
     samples, tests = distance[:n], distance[n:]
     about = lambda d: mean(d) | {f"q{100 * q:g}": rounded(float(np.quantile(d, q))) for q in QUANTILES}
-    found: dict[str, Any] = {"samples": about(samples), "sample_copies": int((samples == 0).sum())}
+    found: dict[str, Any] = {"samples": about(samples), "sample_copies": int(copied[:n].sum())}
     if len(tests):
         near = share(samples < np.quantile(tests, 0.05))
-        found |= {"tests": about(tests), "test_copies": int((tests == 0).sum()), "nearer_than_5%_of_tests": near}
+        found |= {"tests": about(tests), "test_copies": int(copied[n:].sum()), "nearer_than_5%_of_tests": near}
     return found
 
 

@@ -82,8 +82,8 @@ def pictures(
 
 
 def histogram(ax, values: Sequence[tuple[str, np.ndarray]], label: str, bins: int = 60) -> None:
-    """Overlaid densities of several sets of numbers, each with its name, over the range that holds 99 % of each (all of a
-    small one)."""
+    """Overlaid densities of several sets of numbers, each with its name, over the range that holds 99 % of each (all of
+    a small one)."""
     spans = [np.percentile(v, (0.5, 99.5) if len(v) >= 200 else (0, 100)) for _, v in values]
     edges = np.linspace(min(s[0] for s in spans), max(s[1] for s in spans) + 1e-9, bins + 1)
     for name, v in values:

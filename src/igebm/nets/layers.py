@@ -6,14 +6,11 @@ iteration, so that looking at an energy never changes it.
 
 # pyright: reportPrivateImportUsage=false
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-
-Activation = Literal["leaky-relu", "swish"]
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

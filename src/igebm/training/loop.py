@@ -73,7 +73,7 @@ class Watcher(NamedTuple):
 
     say: Callable[[str], None] = lambda line: None
     report: Callable[[dict[str, Any]], None] = lambda metrics: None
-    stop: Callable[[], bool] = lambda: False
+    stop: Callable[[], bool] = never
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def train(state: TrainState, loader: Loader | Windows, folder: Path, runtime: Ru
 
 
 def train_step(
-    state: TrainState, loader: Loader | Windows, guarding: Guard, stop: Callable[[], bool] = lambda: False
+    state: TrainState, loader: Loader | Windows, guarding: Guard, stop: Callable[[], bool] = never
 ) -> Metrics:
     """One iteration of Algorithm 1: `state` moves on by one step. Where Stopped is raised it is as before; where
     Divergence is, a checkpoint is to be restored (numbers that are not finite leave the weights where they are)."""

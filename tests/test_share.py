@@ -267,6 +267,14 @@ def test_the_weights_are_those_that_the_card_tells_of(run_folder, tmp_path, monk
     assert model.load(again).step == 5
 
 
+def test_concepts_say_of_which_steps_their_models_are(tmp_path):
+    words = ["eval", "concepts", "dsprites-scale", "--n", "1", "--steps", "1", "--out", str(tmp_path), *FAST]
+    assert main(words) == 0
+    result, step = json.loads((tmp_path / "concepts.json").read_text()), pretrained.card("dsprites-scale")["iterations"]
+    assert result["numbers"]["steps"] == {"dsprites-scale": step}
+    assert found.measured_at(result, ("dsprites-scale",)) == (True, step)
+
+
 def test_a_second_push_leaves_nothing_of_the_first(run_folder, tmp_path):
     """Numbers of other weights beside these would be believed."""
     other = tmp_path / "other.safetensors"

@@ -149,7 +149,7 @@ def energy(asked: EnergyOf) -> None:
     where = "at its label" if labels is not None else "minimum over labels" if m.conditional else "unconditional"
     if asked.json or asked.out is None:
         rows = [row | {"energy": float(value)} for row, value in zip(named(images), e, strict=True)]
-        about = {"model": str(asked.model), "data": images.name, "at": where, "energies": rows}
+        about = {"model": str(asked.model), "data": images.name, "split": images.split, "at": where, "energies": rows}
         about |= {"mean": float(e.mean()), "standard_deviation": float(e.std())}
         terminal.result(about, asked.json, lambda: as_csv(e, images).removesuffix("\n"))
     terminal.say(f"{len(e)} energies ({where}): mean {e.mean():.4f}, standard deviation {e.std():.4f}")

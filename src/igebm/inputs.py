@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from . import data, model, presets, terminal
-from .data import Images, MissingSplit
+from .data import Images
 from .data.decode import Head, Picture, decode, look
-from .data.images import MixedSizes
+from .data.images import MixedSizes, to_test_on
 from .errors import InputError
 from .files import what_is
 from .model import Model
@@ -47,14 +47,9 @@ def load_split(
         options["channels"] = m.shape.channels
         if m.shape.height == m.shape.width:
             options["image_size"] = m.shape.height
+    load = lambda split: data.load(spec, split, **options)
     try:
-        try:
-            images = data.load(spec, split or "test", **options)
-        except MissingSplit:
-            if split is not None:
-                raise
-            terminal.say(f"{spec} has no test split: the train split is used")
-            images = data.load(spec, "train", **options)
+        images = load(split) if split is not None else to_test_on(spec, load, terminal.say)
     except MixedSizes as error:
         raise InputError(f"{error.what}; --resize makes them the model's size") from None
     got, want = images.x.shape[1:], (m.shape.height, m.shape.width, m.shape.channels)

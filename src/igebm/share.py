@@ -329,7 +329,9 @@ def card(
     for experiment, result in results.items():
         told = [f"`{experiment}` ({plain(result.get('date') or at(result, 'machine', 'date') or 'no date')}; "
                 f"[all of it](evaluation/{experiment}.json)):", ""]  # fmt: skip
-        lines += told + table(list(numbers(result["numbers"]).items())) + [""]
+        said = result["numbers"].get("warnings")
+        doubts = [f"- {plain(line)}" for line in said] if isinstance(said, list) else []
+        lines += told + table(list(numbers(result["numbers"]).items())) + [""] + (doubts and [*doubts, ""])
     lines += ["## What to keep in mind", "", *caveats(shape, settings, kind), ""]
     return "\n".join(lines)
 

@@ -1,10 +1,10 @@
 """One split of a data set in memory, and the two changes that every kind of set may be asked for: size and channels."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,6 +27,7 @@ class Images(NamedTuple):
     classes: tuple[str, ...]  # () without labels
     latents: tuple[Latent, ...] = ()  # what the columns of y are, where it holds latents
     files: tuple[str, ...] = ()  # where each image of a folder comes from, below that folder; () for other sets
+    split: str = ""  # train, test or val, as `load` was asked for it; "" of images that are of none
 
 
 class MissingSplit(InputError):
@@ -36,6 +37,26 @@ class MissingSplit(InputError):
         self.splits = tuple(splits)
         there = ", ".join(self.splits) or "none"
         super().__init__(f"{name} has no split {split!r}; it has: {there}")
+
+
+Loaded = TypeVar("Loaded")
+
+
+def if_there(load: Callable[[str], Loaded], split: str) -> Loaded | None:
+    """load(split); None where the data lack that split."""
+    try:
+        return load(split)
+    except MissingSplit:
+        return None
+
+
+def to_test_on(spec: str, load: Callable[[str], Loaded], say: Callable[[str], None]) -> Loaded:
+    """The test split; the train split, which is said, where there is none."""
+    found = if_there(load, "test")
+    if found is None:
+        found = load("train")
+        say(f"{spec} has no test split: the train split is used")
+    return found
 
 
 def silent(message: str) -> None:

@@ -17,6 +17,8 @@ class Series(NamedTuple):
     name: str
     x: Float32[np.ndarray, "n t f"]
     features: tuple[str, ...]
+    split: str = ""
+    """train, test or val, as it was asked for"""
 
 
 class Windows:

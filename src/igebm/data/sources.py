@@ -39,6 +39,19 @@ def load(
     MissingSplit, which lists the splits there are, where the set lacks `split`.
     """
     check_options(image_size, channels)
+    found = _load(spec, split, data_dir, image_size, channels, skip_bad, say)
+    return found._replace(split=canonical(split))
+
+
+def _load(
+    spec: str,
+    split: str,
+    data_dir: Path | None,
+    image_size: int | None,
+    channels: int | None,
+    skip_bad: bool,
+    say: Callable[[str], None],
+) -> Images:
     if spec.partition(WITHOUT)[0] in SPRITES:
         return _load_sprites(spec, split, data_dir, image_size, channels)
     if spec in NAMES:
@@ -103,12 +116,12 @@ def load_series(spec: str, split: str = "train", least: int = 2) -> "Series":
         found = balls.splits(count)
         if canonical(split) not in found:
             raise MissingSplit(spec, split, found)
-        return found[canonical(split)]
+        return found[canonical(split)]._replace(split=canonical(split))
     path = located(spec)
     if what_is(path) != "file" and not path.suffix:
         error = unknown("set of time series", shown(spec), ("balls", "balls-2"))
         raise InputError(f"{error}; a file of series ({', '.join(series_files.KINDS)}) also works")
-    return series_files.load_series(spec, split, least)
+    return series_files.load_series(spec, split, least)._replace(split=canonical(split))
 
 
 def _load_path(

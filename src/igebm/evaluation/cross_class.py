@@ -15,7 +15,7 @@ from ..errors import InputError, NotApplicable
 from ..report import figures
 from .classes import in_turn, lowest, of_classes, true_conditions
 from .judge import judge_of
-from .numbers import share
+from .numbers import of_split, share
 from .settings import CrossClass
 from .work import Work, chain_settings, kernel
 
@@ -64,6 +64,7 @@ def run(work: Work, options: CrossClass) -> dict[str, Any]:
     found = ranks.rows(len(x), work.asked.batch, one)
     numbers: dict[str, Any] = {
         "images": len(x),
+        **of_split(images),
         "pairs": len(np.unique(sources * m.net.condition + targets)),
         "steps": steps,
         "chain": chain_settings(m, options),

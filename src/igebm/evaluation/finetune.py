@@ -20,14 +20,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import ranks
-from ..data import Images, Loader, MissingSplit, centred
+from ..data import Images, Loader, centred
+from ..data.images import if_there
 from ..errors import Fault, InputError, NotApplicable, many
 from ..model import Model, batches, build_image_net
 from ..nets.image import ImageEnergy
 from ..nets.layers import power_iteration
 from ..report import figures
 from .classes import in_turn, need_labels
-from .numbers import mean, share
+from .numbers import mean, of_split, share
 from .settings import Finetune
 from .work import Work
 
@@ -139,6 +140,7 @@ def run(work: Work, options: Finetune) -> dict[str, Any]:
             for name, row in zip(RUNS, curves, strict=True)
         },
         "curve_images": min(CURVE, n),
+        **of_split(test),
         "figures": ["finetune.png"],
     }  # fmt: skip
 
@@ -160,9 +162,8 @@ def check(options: Finetune) -> None:
 def splits(work: Work, labels: int) -> tuple[Images, Images]:
     """Training images (`labels` of them, the classes alike; 0: all) and test images, both with labels."""
     train = shuffled(labelled(work, "train"), work.asked.seed)
-    try:
-        test = labelled(work, "test")
-    except MissingSplit:
+    test = if_there(lambda split: labelled(work, split), "test")
+    if test is None:
         held = max(1, len(train.x) // 5)
         work.screen.say(f"{train.name} has no test split: {held} of its {len(train.x)} images are held out as one")
         test, train = taken(train, np.arange(held)), taken(train, np.arange(held, len(train.x)))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ..data import Images, MissingSplit, data_folder
+from ..data import MissingSplit, data_folder
+from ..data.images import if_there
 from ..errors import InputError
 from . import classifier
 from .classifier import extractor, trained
@@ -48,7 +49,7 @@ def judge_of(work: Work) -> Judge | None:
     kept = data_folder(work.asked.data_dir, work.screen.say)
     most = work.asked.classifier_steps
     steps = None if most is None else min(most, classifier.steps_for(train))
-    found = trained(train, _test(work), kept, steps, device=work.model.device, screen=work.screen)
+    found = trained(train, if_there(work.images, "test"), kept, steps, device=work.model.device, screen=work.screen)
     return Judge(extractor(found, work.model.device), found.facts["accuracy"])
 
 
@@ -64,10 +65,3 @@ def features_of(work: Work) -> Extractor | None:
             work.screen.say(f"{error}: features are those of a classifier")
     judge = judge_of(work)
     return None if judge is None else judge.extractor
-
-
-def _test(work: Work) -> Images | None:
-    try:
-        return work.images("test")
-    except MissingSplit:
-        return None

@@ -15,7 +15,8 @@ from jaxtyping import Float
 
 from .. import ranks
 from ..compose import tempered
-from ..data import Images, MissingSplit, dequantise, quantise
+from ..data import Images, dequantise, quantise
+from ..data.images import if_there
 from ..energy import Energy
 from ..errors import Fault, InputError
 from ..inputs import matches
@@ -24,7 +25,7 @@ from ..report import figures
 from ..samplers import State
 from ..samplers import run as run_chain
 from . import partition
-from .numbers import rounded
+from .numbers import of_split, rounded
 from .partition import Ladder, Walk
 from .settings import Likelihood
 from .work import Work, chain_settings, kernel, labels_in_turn, meter
@@ -99,21 +100,18 @@ def run(work: Work, options: Likelihood) -> dict[str, Any]:
             "forwards": rounded(float(up.accepted.mean())),
             "backwards": rounded(float(down.accepted.mean())),
         },
+        **of_split(splits[measured]),
         "figures": ["likelihood.png", "likelihood-ais.png"],
     }
 
 
 def there(work: Work, most: int) -> dict[str, Images]:
     """The train and the test split, as far as the data have them. Raises InputError where they have neither."""
-    found, missing = {}, None
-    for split in ("train", "test"):
-        try:
-            found[split] = work.images(split, most)
-        except MissingSplit as error:
-            missing = error
-    if not found and missing is not None:
-        raise missing
-    return found
+    load = lambda split: work.images(split, most)
+    found = {split: if_there(load, split) for split in ("train", "test")}
+    return {split: images for split, images in found.items() if images is not None} or {
+        "test": load("test")
+    }  # which raises
 
 
 def check(options: Likelihood) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
+from ..data import Images
+from ..data.series import Series
+
 
 def mean(values: np.ndarray) -> dict[str, Any]:
     """⟨v⟩ and its standard error s/√n over n items (NaN: not counted); None where there are too few to say."""
@@ -33,6 +36,14 @@ def interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     low = float(beta.ppf(tail, k, n - k + 1)) if k else 0.0
     high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
     return low, high
+
+
+def of_split(data: Images | Series) -> dict[str, Any]:
+    """The split that was measured, with a warning where it is not the test split, since there is none."""
+    if data.split == "test":
+        return {"split": data.split}
+    why = f"the data have no test split: measured on the {data.split} split, from which the model may have learned"
+    return {"split": data.split, "warnings": [why]}
 
 
 def rounded(value: float | None) -> float | None:

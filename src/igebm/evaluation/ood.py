@@ -24,7 +24,7 @@ from ..errors import Fault, InputError, NotApplicable
 from ..inputs import matches
 from ..report import figures
 from .metrics import auroc
-from .numbers import rounded
+from .numbers import of_split, rounded
 from .settings import Ood
 from .work import Work
 
@@ -108,6 +108,7 @@ def run(work: Work, options: Ood) -> dict[str, Any]:
         "scored_at": {images.name: where(work, images, options.score) for images in sets},
         "baselines": {name: about(baseline) for name, baseline in baselines.items()},
         "left_out": left_out,
+        **of_split(test),
         "figures": ["ood.png", "ood-sets.png"],
     }
 

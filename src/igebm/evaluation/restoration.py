@@ -21,7 +21,7 @@ from ..samplers import run as run_chain
 from .classes import lowest, of_classes, true_conditions
 from .judge import Judge, judge_of
 from .masks import RULE, lower_half, read_mask
-from .numbers import mean, rounded, share
+from .numbers import mean, of_split, rounded, share
 from .settings import Restoration
 from .trajectory import pixels
 from .work import Work, chain_settings, kernel, names_of
@@ -48,6 +48,7 @@ def run(work: Work, options: Restoration) -> dict[str, Any]:
     before, total = 0, len(images.x) * sum(steps.values())
     numbers: dict[str, Any] = {
         "images": len(images.x),
+        **of_split(images),
         "label": "none: an unconditional model" if not m.conditional else
         "the true one" if labels is not None else "the one with the lowest energy of the damaged image",
         "classifier": judge.about if judge else None,

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 from .. import terminal
-from ..data.images import MissingSplit
+from ..data.images import to_test_on
 from ..data.series import Series
 from ..data.sources import load_series
 from ..errors import InputError
@@ -16,6 +16,7 @@ from ..files import whole
 from ..forecast import Forecaster
 from ..model import digest
 from ..report import figures
+from .numbers import of_split
 from .settings import Rollout
 
 SHOWN = (1, 2, 3, 5, 10, 20, 50, 100)
@@ -46,6 +47,7 @@ def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None,
     moving = animate(out, truth, paths, kinds, series.features, past)
     return {
         "data": spec,
+        **of_split(series),
         "windows": len(truth),
         "unit": "squared error per feature, in its variances over the test set",
         "models": [
@@ -98,11 +100,7 @@ def of_one_kind(models: list[Forecaster]) -> dict[str, list[int]]:
 
 
 def test_series(spec: str, least: int) -> Series:
-    try:
-        return load_series(spec, "test", least)
-    except MissingSplit:
-        terminal.say(f"{spec} has no test split: the train split is used")
-        return load_series(spec, "train", least)
+    return to_test_on(spec, lambda split: load_series(spec, split, least), terminal.say)
 
 
 def spreads(series: Series) -> Float[np.ndarray, " f"]:

@@ -321,6 +321,9 @@ def result(found: Found, name: str, kind: type | None, troubles: list[str]) -> E
         warnings.append(f"Measured on other models: none of them is called {found.name}.")
     if found.step is not None and step is not None and step != found.step:
         warnings.append(f"Measured at step {step:,}; the model is now at step {found.step:,}.")
+    numbers = dict(about["numbers"])
+    said = numbers.pop("warnings") if isinstance(numbers.get("warnings"), list) else []
+    warnings += [f"{line[:1].upper()}{line[1:]}." for line in map(str, said)]
     if name in found.failures:
         warnings.append(f"A later attempt {found.failures[name]}")
     return section(
@@ -329,7 +332,7 @@ def result(found: Found, name: str, kind: type | None, troubles: list[str]) -> E
         tag("p", described(kind), class_="note") if kind else None,
         [tag("p", warning, class_="warn") for warning in warnings],
         figures_of(found, name, about, troubles),
-        numbers_tables(about["numbers"], f"{name}, numbers", about.get("paper")) or tag("p", "It gave no numbers."),
+        numbers_tables(numbers, f"{name}, numbers", about.get("paper")) or tag("p", "It gave no numbers."),
         options_of(at(about, "options"), kind),
         tag("h3", "Circumstances"),
         facts([(k, None if v is None else str(v)) for k, v in circumstances], "settings"),

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from igebm import data, presets
 from igebm.cli import main
 from igebm.errors import InputError
+from igebm.evaluation import restoration
 from igebm.evaluation.masks import lower_half, read_mask
 from igebm.model import Shape, build_net, save
+from igebm.model import load as load_model
 
 pytestmark = pytest.mark.usefixtures("quick_classifier")
 MACHINE = "--device cpu --dtype float32 --compile off --threads 1".split()
@@ -128,6 +131,28 @@ def test_data_without_train_images_or_without_test_labels_are_restored_all_the_s
         found = restored(tmp_path / again, *args, "--data", tmp_path / "half.npz")
         assert found["classifier"]["test_accuracy"] is None and "by_classifier" in found["inpaint"]["changed_class"]
         assert ("training a classifier" in capsys.readouterr().err) == (again == "b")
+
+
+def test_the_models_own_guess_is_of_what_it_is_given_and_not_of_the_truth(tmp_path, monkeypatch):
+    """So much salt and pepper that the label of least energy is often another one: the chains run at that."""
+    chain, seen = restoration.run_chain, []
+
+    def watched(kernel, E, x, *rest):
+        with torch.no_grad():
+            seen.append((x.clone(), E(x)))
+        return chain(kernel, E, x, *rest)
+
+    monkeypatch.setattr(restoration, "run_chain", watched)
+    restored(tmp_path, "--corrupt", "salt-pepper", "--share", 0.6, "--n", 30, "--steps", 1, "--show", 1, "--frames", 2,
+             "--at", "lowest")  # fmt: skip
+    m, [(x, e)] = load_model("digits"), seen
+    damaged = data.quantise(x).permute(0, 2, 3, 1).numpy()
+    of = lambda images: np.stack([m.energy(images, np.full(30, c)) for c in range(10)])
+    guess, of_truth = of(damaged).argmin(0), of(first(30)[..., None]).argmin(0)
+    assert (guess != of_truth).sum() > 5
+    with torch.no_grad():
+        assert torch.allclose(e, m.given(torch.from_numpy(guess))(x), atol=1e-6)
+        assert not torch.allclose(e, m.given(torch.from_numpy(of_truth))(x), atol=1e-4)
 
 
 @pytest.mark.slow

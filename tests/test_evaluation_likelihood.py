@@ -177,6 +177,9 @@ def test_eval_likelihood_end_to_end(tmp_path):
         log_z = float(torch.logsumexp(-energy_of(m, np.array(3))(noise).double(), 0)) - math.log(4000)
     for way in ("forwards", "backwards"):
         assert found["log_z"][way]["log_z"] == pytest.approx(log_z, abs=0.02)
+    # Markov's bound, from below: P(⟨w⟩ > 40 Z) < 1/40
+    below = found["log_z"]["forwards"]["log_z"] - found["log_z"]["above_with_97.5_percent"]
+    assert below == pytest.approx(math.log(40), abs=1e-4)
     assert found["condition"] == "3" and found["dimensions"] == 64
     members = int((test.y[order] == 3).sum())
     three = float(m.energy(test.x[order][test.y[order] == 3], np.full(members, 3)).mean())
@@ -211,7 +214,31 @@ def test_energies_do_not_depend_on_the_sampling_dtype(tmp_path):
         args = ["eval", "likelihood", "digits", "--out", str(tmp_path / kind), *SMALL, "--device", "cpu", "--threads"]
         assert main([*args, "1", "--compile", "off", "--dtype", kind]) == 0
         found.append(json.loads((tmp_path / kind / "likelihood.json").read_text())["numbers"])
+        assert json.loads((tmp_path / kind / "likelihood.json").read_text())["machine"]["dtype"] == "float32"
     assert found[0]["log_z"] == found[1]["log_z"] and found[0]["energies"] == found[1]["energies"]
+
+
+def test_burn_and_transitions_are_so_many_steps_of_hmc(tmp_path, monkeypatch):
+    """Beside the pilot's, 4 chains in one part take `transitions` on each of 8 - 1 rungs between the ends, up and down,
+    and `burn` before they go down."""
+    steps, kernel = [0], partition.kernel
+
+    def counted(*settings):
+        moved = kernel(*settings)
+
+        def one(*args):
+            steps[0] += 1
+            return moved(*args)
+
+        return one
+
+    monkeypatch.setattr(partition, "kernel", counted)
+    taken = []
+    for more in ("--burn 2 --transitions 1", "--burn 7 --transitions 1", "--burn 2 --transitions 3"):
+        steps[0] = 0
+        assert likelihood(tmp_path / str(len(taken)), *SMALL[:-2], *more.split()) == 0
+        taken.append(steps[0])
+    assert [n - taken[0] for n in taken] == [0, 5, 2 * 7 * 2]
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

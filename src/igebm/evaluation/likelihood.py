@@ -77,6 +77,7 @@ def run(work: Work, options: Likelihood) -> dict[str, Any]:
         "energies": {name: spread(e) for name, e in energies.items()},
         "temperature": options.temperature,
         "dimensions": d,
+        "dtype": "float32",
         "condition": None if condition is None else shown(m, condition),
         "log_z": {
             "forwards": {"log_z": rounded(forwards.log_z), "se": rounded(forwards.se), "n": options.chains},

@@ -173,7 +173,8 @@ def record(work: Work, name: str, options: Any, numbers: dict[str, Any], seconds
         "batch": work.asked.batch,
         "processes": ranks.size(),
         "seconds": round(seconds, 1),
-        "machine": circumstances(work.runtime),
+        # An experiment may have a dtype of its own.
+        "machine": circumstances(work.runtime) | {k: numbers[k] for k in ["dtype"] if k in numbers},
     }
     if work.first:
         write_json(work.out / f"{name}.json", about)

@@ -245,6 +245,19 @@ def test_scores_of_inception_alone_bear_its_names_and_stand_beside_the_papers(ex
     assert "paper" not in other and not any(key.startswith(("IS", "FID", "KID")) for key in other)
 
 
+def test_too_few_images_of_any_set_are_warned_of(extractor, tmp_path, capsys):
+    """Six features: 7 images are enough, and 6 of whichever set are not, which is named."""
+    work, options = work_at("digits", tmp_path), Generation(splits=2)
+    x = np.random.default_rng(0).integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
+    for few in ("samples", "train", "test", None):
+        n = {name: 6 if name == few else 7 for name in ("samples", "train", "test")}
+        real = {"train": x[20 : 20 + n["train"]], "test": x[40 : 40 + n["test"]]}
+        warnings = scored(work, options, extractor, x[: n["samples"]], real)["warnings"]
+        said = f"{few}: 6 images on a side for 6 features: 6 < 7, a covariance is singular and the distance too large"
+        assert warnings == ([said] if few else [])
+        assert (f"generation: {said}" in capsys.readouterr().err) == (few is not None)
+
+
 # The command
 
 

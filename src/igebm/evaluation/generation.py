@@ -263,9 +263,10 @@ def scored(
         splits = min(options.splits, len(x))
         passed[name] = streams.describe(extractor, x, work.asked.batch, splits, options.kept, work.asked.seed, tell)
     names, warnings = score_names(extractor), []
-    warning = metrics.few(passed["samples"].moments, passed["train"].moments)
+    least = min(passed, key=lambda name: passed[name].n)
+    warning = metrics.few(*(p.moments for p in passed.values()))
     if warning is not None:
-        warnings.append(warning)
+        warnings.append(warning := f"{least}: {warning}")
         if work.first:
             work.screen.say(f"generation: {warning}")
     table = {"samples": row(work, names, passed["samples"], {k: passed[k] for k in real})}

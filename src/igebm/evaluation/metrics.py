@@ -110,9 +110,9 @@ def _root(s: Float64[np.ndarray, "d d"], rank: int) -> Float64[np.ndarray, "d r"
     return vectors[:, keep] * np.sqrt(values[keep].clip(min=0))
 
 
-def few(a: Moments, b: Moments) -> str | None:
+def few(*sides: Moments) -> str | None:
     """What to warn of where a side has no more images than features: its covariance is singular."""
-    n, d = min(a.n, b.n), len(a.mean)
+    n, d = min(side.n for side in sides), len(sides[0].mean)
     if n > d:
         return None
     return f"{n} images on a side for {d} features: {n} < {d + 1}, a covariance is singular and the distance too large"

@@ -245,6 +245,38 @@ def test_scores_of_inception_alone_bear_its_names_and_stand_beside_the_papers(ex
     assert "paper" not in other and not any(key.startswith(("IS", "FID", "KID")) for key in other)
 
 
+def test_each_score_is_of_the_sets_that_it_names(extractor, tmp_path):
+    """Samples that are all near one of the training images, on which they lie: precision 1, recall below a half. The
+    distances are those of the features, set by set, and the row of training images is theirs."""
+    rng = np.random.default_rng(0)
+    train, test = (
+        rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8),
+        rng.integers(90, 256, (30, 4, 4, 3), dtype=np.uint8),
+    )
+    samples = np.clip(train[7].astype(int) + rng.integers(-3, 4, (20, 4, 4, 3)), 0, 255).astype(np.uint8)
+    real = {"train": train, "test": test}
+    table = scored(work_at("digits", tmp_path), Generation(splits=2), extractor, samples, real)["scores"]
+    h, p = {}, {}
+    for name, x in {"samples": samples, "train": train, "test": test}.items():
+        h[name], p[name] = extractor(x)
+    rows = [("samples", "samples", "train"), ("samples", "samples", "test"), ("train images", "train", "test")]
+    for row, fake, other in rows:
+        found = {key: v for key, v in table[row].items() if key.endswith(f", {other}")}
+        (kernel,) = (v for key, v in found.items() if key.startswith("kernel"))
+        (frechet,) = (v for key, v in found.items() if key.startswith("Fréchet"))
+        assert kernel == pytest.approx(metrics.kernel_distance(h[fake], h[other]).mean, rel=1e-4), row
+        assert frechet == pytest.approx(metrics.frechet(*(metrics.moments(h[k]) for k in (fake, other))), rel=1e-4)
+        (score,) = (v for key, v in table[row].items() if key.startswith("classifier score"))
+        assert score == pytest.approx(metrics.inception_score(p[fake], 2).mean, rel=1e-4)
+    # In balls that reach to the third nearest neighbour, counted here pair by pair.
+    apart = lambda a, b: np.linalg.norm(a[:, None] - b[None], axis=2)
+    within = lambda x, of: (apart(x, of) <= np.sort(apart(of, of), 1)[:, 3]).any(1).mean()
+    assert within(h["samples"], h["train"]) == 1 and within(h["train"], h["samples"]) < 0.5
+    for row, fake, other in (rows[0], rows[2]):
+        assert table[row][f"precision, {other}"] == pytest.approx(within(h[fake], h[other]), abs=1e-6)
+        assert table[row][f"recall, {other}"] == pytest.approx(within(h[other], h[fake]), abs=1e-6)
+
+
 def test_too_few_images_of_any_set_are_warned_of(extractor, tmp_path, capsys):
     """Six features: 7 images are enough, and 6 of whichever set are not, which is named."""
     work, options = work_at("digits", tmp_path), Generation(splits=2)

@@ -143,6 +143,23 @@ def test_a_model_is_shown_its_own_samples(tmp_path, monkeypatch):
         assert numbers[way]["sample_copies"] == numbers[way]["test_copies"] == 6, way
 
 
+def test_the_share_of_neighbours_of_the_samples_class(tmp_path, monkeypatch):
+    """Eight samples are training images, five of them under their own class, beside a black image of each class."""
+    monkeypatch.setattr("igebm.evaluation.classifier.steps_for", lambda images: 2)
+    m, options = model.load("digits"), Neighbours(n=8, steps=5)
+    work = Work(m, "digits", probe("cpu", "float32", "off", 1), Common(), tmp_path)
+    samples, wrong = neighbours.drawn(work, options, 5, np.arange(8)), 9
+    y = np.concatenate([np.arange(10), [0, 1, 2, wrong, 4, wrong, wrong, 7]])
+    x = np.concatenate([np.zeros((10, 8, 8, 1), np.uint8), samples])
+    np.savez(tmp_path / "own.npz", train_x=x, train_y=y, test_x=samples, test_y=np.arange(8))
+    args = ["--n", "8", "--steps", "5", "--k", "2", "--data", str(tmp_path / "own.npz"), "--out", str(tmp_path)]
+    assert main(["eval", "neighbours", "digits", *args, *MACHINE]) == 0
+    numbers = json.loads((tmp_path / "neighbours.json").read_text())["numbers"]
+    assert numbers["pixels"]["of_the_first"]["index"][3][0] == 13
+    for way in ("pixels", "features"):
+        assert numbers[way]["same_class"]["share"] == 5 / 8, way
+
+
 def test_some_training_images_are_searched_by_their_own_numbers(tmp_path):
     """--train 8: the indices are those of the whole set."""
     args = ["--n", "2", "--steps", "1", "--train", "8", "--k", "8", "--tests", "0", "--show", "1"]

@@ -378,6 +378,26 @@ def test_a_picture_of_ones_own_is_repaired(tmp_path, capsys):
         assert why in told and len(told.strip().splitlines()) == 1 and not (tmp_path / "no").exists()
 
 
+def test_a_mask_is_drawn_on_the_picture_as_it_is(tmp_path, capsys):
+    """Of 24 x 16 pixels the middle 16 x 16 are looked at: white in their left half fills the left half of 8 x 8, and
+    white beside them nothing."""
+    levels = np.random.default_rng(0).integers(0, 256, (16, 24), np.uint8)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    masks = {"left": np.zeros((16, 24), np.uint8), "beside": np.zeros((16, 24), np.uint8)}
+    masks["left"][:, 4:12] = masks["beside"][:, :4] = 255
+    for name, x in masks.items():
+        Image.fromarray(x).save(tmp_path / f"{name}.png")
+    words = ["restore", "digits", str(tmp_path / "a.png"), "--n", "1", "--steps", "0", "--dtype", "float32"]
+    words += ["--out", str(tmp_path / "r"), "--mask"]
+    assert main([*words, str(tmp_path / "left.png")]) == 0
+    assert "32 of 64 pixels filled" in capsys.readouterr().err
+    found = np.load(tmp_path / "r" / "restored.npy")[0, ..., 0]
+    shrunk = np.asarray(Image.fromarray(levels).resize((8, 8), Image.Resampling.LANCZOS, (4, 0, 20, 16)))
+    assert (found[:, 4:] == shrunk[:, 4:]).all() and (found[:, :4] != shrunk[:, :4]).mean() > 0.9
+    assert main([*words, str(tmp_path / "beside.png")]) == 2
+    assert "is black in the middle" in capsys.readouterr().err
+
+
 def test_energies_name_the_files_of_a_folder(tmp_path, capsys):
     """In the order of names, class folders before them; one that cannot be read is left out and moves no name."""
     for k, name in enumerate(("b/2.png", "a/1.png", "b/9.png")):

@@ -219,6 +219,26 @@ COLOURED = np.zeros((8, 8, 3), np.uint8)
 COLOURED[:, :4, 0] = 255
 GREY = LEFT.copy()
 GREY[0, 0] = 100
+
+
+def test_c28_a_mask_of_the_pictures_own_size_is_cut_and_shrunk_with_it(tmp_path):
+    """20 x 16 pixels to 8 x 8: columns 2 to 17 are kept, two by two; one white pixel fills its model pixel. 10 x 10:
+    a model pixel is 1.25 wide and lies over parts of two or three."""
+    x = np.zeros((16, 20), np.uint8)
+    x[5, 2 + 9] = x[15, 17] = x[0, 1] = x[0, 18] = 255  # the last two are cut away
+    found = read_mask(mask_file(tmp_path / "m.png", x), 8, 8, (20, 16))
+    assert np.argwhere(found).tolist() == [[2, 4], [7, 7]]
+    x = np.zeros((10, 10), np.uint8)
+    x[0, 6] = 255  # from 6 to 7: over the pixels from 5 to 6.25 and from 6.25 to 7.5
+    found = read_mask(mask_file(tmp_path / "m.png", x), 8, 8, (10, 10))
+    assert np.argwhere(found).tolist() == [[0, 4], [0, 5]]
+    x = np.array([[0, 255], [0, 0]], np.uint8)  # a picture smaller than the model's
+    found = read_mask(mask_file(tmp_path / "m.png", x), 8, 8, (2, 2))
+    assert found[:4, 4:].all() and found.sum() == 16
+    with pytest.raises(InputError, match=r"is 2x2, the model's images are 8x8; draw it in their size, .*, 20x16"):
+        read_mask(tmp_path / "m.png", 8, 8, (20, 16))
+
+
 MISTAKES = {
     "another size": (np.zeros((16, 12), np.uint8), "is 12x16, the model's images are 8x8"),
     "colour": (COLOURED, "has colours"),

@@ -266,8 +266,8 @@ class Restore:
     image: Annotated[Positional[Path], arg(metavar="IMAGE")]
     """a picture, brought to the model's size"""
     mask: Path | None = None
-    """a picture in the model's size: white is filled, black is kept; default: the lower half is filled (released
-    code)"""
+    """an image of the size of IMAGE, cut and shrunk with it, or of the model's: white is filled, black is kept;
+    default: the lower half is filled (released code)"""
     label: str | None = None
     """what a conditional model is to see in it: a class, or latents with commas; default: the class of the least
     energy"""

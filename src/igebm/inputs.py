@@ -72,11 +72,16 @@ def read_picture(path: Path, m: Model) -> np.ndarray:
         x = decode(picture, side, m.shape.channels)[None]
     except Exception as error:  # Pillow raises a dozen kinds for damaged files, without a common base
         raise InputError(f"{path} cannot be read as a picture: {' '.join(str(error).split())[:120]}") from error
-    head = look(picture)
-    if isinstance(head, Head) and head.size != (side, side):
-        w, h = head.size
+    w, h = picture_size(path) or (side, side)
+    if (w, h) != (side, side):
         terminal.say(f"{path}: {w}x{h} pixels, {'cut to the middle and ' if w != h else ''}made {side}x{side}")
     return x
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an image file as it is meant to be looked at; None where it does not tell."""
+    head = look(Picture(str(path), lambda: path))
+    return head.size if isinstance(head, Head) else None
 
 
 def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:

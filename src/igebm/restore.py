@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 
 from . import presets, terminal
 from .arguments import Restore
@@ -13,7 +14,7 @@ from .data import quantise
 from .errors import InputError, many, within
 from .evaluation.masks import lower_half, read_mask
 from .files import results_folder, write_array, write_json
-from .inputs import open_model, read_picture, stepped
+from .inputs import open_model, picture_size, read_picture, stepped
 from .library import EBM
 from .model import build_kernel
 from .report.plots import grid, write_png
@@ -32,9 +33,7 @@ def restore(asked: Restore) -> Path:
         raise InputError(f"--steps {asked.steps}: give 0 or more")
     m, runtime = open_model(asked.model, asked.machine)
     height, width = m.shape.height, m.shape.width
-    hole = lower_half(height, width) if asked.mask is None else read_mask(asked.mask, height, width)
-    if not hole.any():
-        raise InputError(f"--mask {asked.mask} is black: nothing is to be filled; paint what is to be filled white")
+    hole = lower_half(height, width) if asked.mask is None else mask_of(asked.mask, asked.image, height, width)
     label = None if asked.label is None else m.condition(asked.label)
     picture = read_picture(asked.image, m)
     preset = stepped(m, asked.chain)
@@ -73,3 +72,15 @@ def restore(asked: Restore) -> Path:
         counts = ", ".join(f"{name} ({k})" for name, k in Counter(taken).most_common())
         terminal.say(f"without --label each is of the class seen in it with noise in its hole: {counts}")
     return out
+
+
+def mask_of(mask: Path, image: Path, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
+    """What is to be filled: `mask` in the model's size, or in that of the picture. Raises InputError where that is
+    nothing."""
+    size = picture_size(image)
+    hole = read_mask(mask, height, width, size)
+    if not hole.any():
+        oblong = size is not None and size[0] != size[1]
+        where = " in the middle, which is all that is looked at of an oblong picture" if oblong else ""
+        raise InputError(f"--mask {mask} is black{where}: nothing is to be filled; paint what is to be filled white")
+    return hole

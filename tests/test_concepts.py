@@ -398,6 +398,36 @@ def test_a_mask_is_drawn_on_the_picture_as_it_is(tmp_path, capsys):
     assert "is black in the middle" in capsys.readouterr().err
 
 
+def test_a_picture_is_denoised_by_chains_that_begin_at_it(tmp_path, capsys):
+    """Without a step it stays what it is; with the default's, salt and pepper comes nearer to the truth. The class is
+    that of the least energy of the picture, and both are what the library gives."""
+    import igebm
+    from igebm import data
+
+    truth, rng = data.load("digits", "test").x[:1], np.random.default_rng(0)
+    hit, salt = rng.random((8, 8)) < 0.2, rng.random((8, 8)) < 0.5
+    noisy = np.where(hit[..., None], np.where(salt, 230, 25)[..., None], truth[0]).astype(np.uint8)
+    Image.fromarray(noisy[..., 0]).save(tmp_path / "a.png")
+    words = ["restore", "digits", str(tmp_path / "a.png"), "--denoise", "--n", "3", "--dtype", "float32"]
+    assert main([*words, "--steps", "0", "--out", str(tmp_path / "still")]) == 0
+    assert (np.load(tmp_path / "still" / "restored.npy") == noisy).all()
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "r")]) == 0
+    ebm, said = igebm.load("digits"), capsys.readouterr().err
+    seen = ebm.classes[ebm.energies(noisy).argmin()]
+    assert f"each is of the class seen in it: {seen} (3)" in said
+    about = json.loads((tmp_path / "r" / "restore.json").read_text())
+    assert about["labels_taken"] == [seen] * 3 and about["denoise"] and about["filled_pixels"] is None
+    assert about["chain"]["steps"] == ebm.model.preset.chain_steps
+    x = np.load(tmp_path / "r" / "restored.npy")
+    same = ebm.sample(3, seen, about["chain"]["steps"], start=np.repeat(noisy[None], 3, 0))
+    assert np.abs(data.quantise(same).permute(0, 2, 3, 1).numpy().astype(int) - x).max() <= 1
+    error = lambda images: ((images.astype(float) - truth) ** 2).mean()
+    assert error(x) < 0.7 * error(noisy[None])
+    assert main([*words, "--mask", "m.png"]) == 2
+    assert "--denoise moves all of the picture, --mask fills a part" in capsys.readouterr().err
+
+
 def test_energies_name_the_files_of_a_folder(tmp_path, capsys):
     """In the order of names, class folders before them; one that cannot be read is left out and moves no name."""
     for k, name in enumerate(("b/2.png", "a/1.png", "b/9.png")):

@@ -255,8 +255,8 @@ class Infer:
 @dataclass(frozen=True)
 class Restore:
     """A picture repaired (Fig. 4): what a mask says is filled in by chains, in several ways; the rest is kept to the
-    last bit. restored.png (the picture, the same with its hole, and what that was filled with), restored.npy,
-    restore.json.
+    last bit. With --denoise chains begin at the picture and move all of it. restored.png (the picture, the same with
+    its hole, and what came out), restored.npy, restore.json.
     """
 
     machine: OmitArgPrefixes[Machine]
@@ -268,13 +268,16 @@ class Restore:
     mask: Path | None = None
     """an image of the size of IMAGE, cut and shrunk with it, or of the model's: white is filled, black is kept;
     default: the lower half is filled (released code)"""
+    denoise: bool = False
+    """no hole: chains begin at the picture itself and move all of it"""
     label: str | None = None
     """what a conditional model is to see in it: a class, or latents with commas; default: the class of the least
     energy"""
     n: int = 6
-    """ways of filling it"""
+    """ways of repairing it"""
     steps: int | None = None
-    """chain steps; default: as many as a sample takes, at least 10 times the model's chain_steps (released code)"""
+    """chain steps; default: as many as a sample takes, at least 10 times the model's chain_steps (released code); with
+    --denoise the model's chain_steps"""
     seed: int = 0
     out: Path | None = None
     """folder; default: the next free restored/IMAGE"""

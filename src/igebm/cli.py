@@ -517,7 +517,7 @@ COMMANDS = {
     "compare": Command(compare, "several runs beside each other: numbers, settings, curves"),
     "compose": Command(compose, "samples of several energies combined: concepts, classes, an energy of your own"),
     "infer": Command(infer, "the latents, or the class, of an image"),
-    "restore": Command(restore, "a picture of yours repaired: what a mask says is filled in"),
+    "restore": Command(restore, "a picture of yours repaired: what a mask says is filled in, or all of it denoised"),
     "baseline": Command(baseline, "train Glow or PixelCNN++ on the same data, to compare with (Table 2)"),
     "push": Command(push, "pass a model on, with a card: to the Hugging Face hub, or into a folder"),
     "pull": Command(pull, "fetch a model from the hub; hf:owner/name is a MODEL everywhere, too"),

@@ -1,5 +1,7 @@
 """What a MODEL, a DATA and an IMAGE argument mean: opened, and checked against each other."""
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,8 @@ def labels_for(at: str, images: Images, m: Model) -> np.ndarray | None:
 def matches(images: Images, m: Model) -> bool:
     """Whether the data's labels, or latents, are the model's."""
     return tuple(images.classes) == m.shape.classes and tuple(images.latents) == m.shape.latents
+
+
+def tally(names: Iterable[str]) -> str:
+    """Names with how often each is there, the most frequent first: "cat (3), dog (1)"."""
+    return ", ".join(f"{name} ({count})" for name, count in Counter(names).most_common())

@@ -183,6 +183,24 @@ def test_energies_are_of_the_split_and_at_the_labels_asked_for(split, run_folder
         assert f"{len(images.x)} energies ({said})" in capsys.readouterr().err
 
 
+def test_pictures_without_labels_go_on_as_the_class_of_their_least_energy(tmp_path, capsys):
+    """Of seven pictures of no class: the bundled model's own guesses, said and noted with their number."""
+    import igebm
+    from igebm import data
+
+    x = data.load("digits", "test").x[:7]
+    np.savez(tmp_path / "bare.npz", x=x)
+    words = ["--init", "data", "--data", str(tmp_path / "bare.npz"), "--n", "7", "--steps", "0", "--dtype", "float32"]
+    assert main(["sample", "digits", *words, "--out", str(tmp_path / "s")]) == 0
+    images, y = np.load(tmp_path / "s" / "samples.npy"), np.load(tmp_path / "s" / "labels.npy")
+    ebm = igebm.load("digits")
+    assert y.tolist() == ebm.energies(images).argmin(1).tolist()
+    taken = json.loads((tmp_path / "s" / "sample.json").read_text())["labels_taken"]
+    assert taken == [ebm.classes[i] for i in y]
+    first = max(set(taken), key=taken.count)
+    assert f"as the class of its least energy: {first} ({taken.count(first)})" in capsys.readouterr().err
+
+
 def test_energy_of_a_folder_is_the_minimum_over_labels(run_folder, tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, 8, 8), dtype=np.uint8)

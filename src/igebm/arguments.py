@@ -59,7 +59,8 @@ class Sample:
     n: int = 64
     """how many"""
     label: str | None = None
-    """one class for all, by name or number; default: all classes in turn"""
+    """one class for all, by name or number; default: all classes in turn; with --init buffer or data each start's own,
+    or that of its least energy where the images have no labels"""
     steps: int | None = None
     """chain steps; default: the preset's sample_steps from noise, its chain_steps from buffer or data"""
     init: Literal["noise", "buffer", "data"] = "noise"

@@ -15,6 +15,7 @@ from . import __version__, data, forecast, model, presets, terminal
 from .arguments import ConceptsOf, DataCheck, EnergyOf, Evaluate, RolloutOf, Sample
 from .data import Images
 from .errors import MOST, Fault, InputError, many, within
+from .evaluation.classes import lowest
 from .files import (
     results_folder,
     what_is,
@@ -24,7 +25,7 @@ from .files import (
     write_json,
     write_text,
 )
-from .inputs import labels_for, load_split, matches, open_model, stepped
+from .inputs import labels_for, load_split, matches, open_model, stepped, tally
 from .model import Model
 from .report.plots import sample_picture, write_png
 from .runtime import probe
@@ -41,6 +42,12 @@ def sample(asked: Sample) -> Path:
     m, _ = open_model(asked.model, asked.machine)
     preset = stepped(m, asked.chain)
     start, labels = starts(asked, m)
+    taken = None
+    if start is not None and labels is None and m.shape.classes:
+        labels = lowest(m, start, asked.batch)
+        taken = [m.shape.classes[i] for i in labels]
+        told = f"{asked.data or m.preset.data} has no labels that {m.name} knows"
+        terminal.say(f"{told}: each goes on as the class of its least energy: {tally(taken)}")
     steps = asked.steps
     if steps is None:
         steps = m.preset.sample_steps if asked.init == "noise" else m.preset.chain_steps
@@ -67,6 +74,7 @@ def sample(asked: Sample) -> Path:
             "weights": "ema",
             "n": n,
             "label": asked.label,
+            "labels_taken": taken,
             "classes": list(m.shape.classes),
             "init": asked.init,
             "chain": {"steps": steps} | presets.chain(preset),
@@ -83,7 +91,8 @@ def sample(asked: Sample) -> Path:
 
 
 def starts(asked: Sample, m: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Where the chains of `igebm sample` start: images (None: noise) and their labels (None: as --label says)."""
+    """Where the chains of `igebm sample` start: images (None: noise) and their labels or latents (None: they have none
+    that the model knows, or --label says them)."""
     wanted = None if asked.label is None else m.condition(asked.label)
     if asked.init == "noise":
         return None, None
@@ -109,8 +118,6 @@ def starts(asked: Sample, m: Model) -> tuple[np.ndarray | None, np.ndarray | Non
     if len(x) < asked.n:
         terminal.say(f"the {asked.init} holds {many(len(x), 'such image')}, fewer than the {asked.n} asked for")
     x, y = x[: asked.n], None if y is None else y[: asked.n]
-    if m.shape.classes and y is None:
-        y = np.arange(len(x), dtype=np.int64) % m.net.condition
     return x, y
 
 

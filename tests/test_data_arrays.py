@@ -108,6 +108,38 @@ def test_labels_and_class_names(tmp_path):
     assert load(saved(tmp_path / "b.npz", arr_0=PIXELS[:2], arr_1=[-1, -1])).y is None
 
 
+def test_labels_may_be_names(tmp_path):
+    """In the order of their names, all splits together, or of `classes`; bytes are UTF-8, an empty one is no label."""
+    labels = dict(train_x=PIXELS[:3], train_y=["dog", "ant", ""], test_x=PIXELS[:2], test_y=[["cat"], ["dog"]])
+    spec = saved(tmp_path / "a.npz", **labels)
+    train, test = load(spec), load(spec, "test")
+    assert train.classes == test.classes == ("ant", "cat", "dog")
+    assert train.y.tolist() == [2, 0, -1] and test.y.tolist() == [1, 2]
+    spec = saved(tmp_path / "b.npz", **labels, classes=["dog", "cat", "ant", "eel"])
+    assert load(spec).y.tolist() == [0, 2, -1] and load(spec).classes == ("dog", "cat", "ant", "eel")
+    spec = saved(tmp_path / "c.npz", x=PIXELS[:2], y=np.array(["é".encode(), b"a"]))
+    assert load(spec).classes == ("a", "é") and load(spec).y.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["float32", "int64", "bool"])
+def test_rows_with_one_1_are_classes_and_this_is_said(kind, tmp_path):
+    """A class that no image has keeps its column; where `latents` names the columns they are latents."""
+    said, y = [], np.eye(4, dtype=kind)[[2, 0, 0]]
+    images = load(saved(tmp_path / "a.npz", x=PIXELS[:3], y=y), say=said.append)
+    assert images.y.tolist() == [2, 0, 0] and images.classes == ("0", "1", "2", "3") and not images.latents
+    assert len(said) == 1 and "rows with one 1, read as 4 classes" in said[0]
+    images = load(saved(tmp_path / "b.npz", x=PIXELS[:3], y=y, classes=list("abcd")))
+    assert images.classes == ("a", "b", "c", "d") and images.y.tolist() == [2, 0, 0]
+    two, latent = np.eye(2, dtype=kind)[[0, 1, 1]], kind == "float32"
+    images = load(saved(tmp_path / "c.npz", x=PIXELS[:3], y=two))
+    assert (len(images.latents) == 2) == latent and (
+        images.y.tolist() == ([[1, 0], [0, 1], [0, 1]] if latent else [0, 1, 1])
+    )
+    if latent:
+        images = load(saved(tmp_path / "d.npz", x=PIXELS[:4], y=np.eye(4, dtype=kind), latents=list("abcd")))
+        assert images.y.tolist() == np.eye(4).tolist() and len(images.latents) == 4
+
+
 @pytest.mark.parametrize(
     "y, words",
     [
@@ -116,7 +148,10 @@ def test_labels_and_class_names(tmp_path):
         ([True, False], ("integers", "bool")),
         ([-2, 0], ("-2",)),
         ([0, 3], ("up to 3", "3 class names", "largest label expected is 2")),
-        ([[0, 1], [1, 0]], ("(2,)", "(2, 2)")),
+        ([[0, 2], [1, 0]], ("(2,)", "(2, 2)")),
+        ([[0, 1], [1, 0]], ("one 1", "2 and 3 classes")),
+        (["a", "d"], ("not among its classes: d",)),
+        (["a", "b", "c"], ("shape (2,)", "(3,)")),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, y, words):

@@ -239,7 +239,19 @@ def test_check_warns(tmp_path):
         "train: the largest class has 61 images, the smallest 3",
         "train: 16 images have one value only",
         "train: 96.9% of the images repeat an earlier one",
+        "no test split: evaluations use the images that were trained on; give one as folders train/ and test/, or as "
+        "test_x and test_y of an .npz",
     ]
+
+
+def test_check_warns_of_a_missing_test_split_and_of_no_other(tmp_path):
+    """Of folders and files alike, as the warning says it is given."""
+    for folder in ("flat", "split/train", "split/test"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(PIXELS[0]).save(tmp_path / folder / "a.png")
+    np.savez(tmp_path / "split.npz", x_train=PIXELS, test_x=PIXELS)
+    warned = lambda name: any("no test split" in line for line in check(str(tmp_path / name))["warnings"])
+    assert [warned(name) for name in ("flat", "split", "split.npz")] == [True, False, False]
 
 
 def test_looking_at_data_imports_neither_torch_nor_datasets(tmp_path):

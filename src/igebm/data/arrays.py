@@ -2,7 +2,8 @@
 
 An .npz may hold `train_x`, `train_y`, `test_x`, `test_y`, `classes` (also `x_train`, `train_images`, `train_labels`),
 or one unnamed set, `x` / `images` / `arr_0` with `y` / `labels` / `arr_1`, which is the train split. Labels are whole
-numbers; a matrix of floats, a row an image, holds latents (`latents` may name its columns).
+numbers, names, or rows with a single 1 (one-hot); another matrix of floats, a row an image, holds latents (`latents`
+may name its columns).
 """
 
 import io
@@ -19,7 +20,7 @@ from jaxtyping import UInt8
 from ..errors import InputError
 from ..limits import affordable
 from .images import CHUNK, SPLITS, Images, MissingSplit, canonical, fitted, shown, silent
-from .labels import tidy_labels
+from .labels import as_numbers, tidy_labels
 from .latents import tidy_latents
 
 LONGEST_HEADER = 2**16  # bytes; NumPy's own are padded to 128 or a little more
@@ -44,6 +45,8 @@ def load_file(
         raise MissingSplit(where, split, pixels)
     x = as_uint8(pixels[wanted], f"{where} ({wanted})")
     counts = {s: len(a) if a.ndim else 0 for s, a in pixels.items()}
+    if "latents" not in arrays:
+        labels, classes = as_numbers(labels, classes, where, say)
     if any(y.dtype.kind == "f" and y.ndim == 2 for y in labels.values()):
         latents, about = tidy_latents(labels, counts, names_in(arrays, ("latents",), where), where)
         return Images(name or where, fitted(x, image_size, channels), latents.get(wanted), (), about)
@@ -85,7 +88,8 @@ def sort_arrays(
     arrays: Mapping[str, np.ndarray], where: str
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]:
     """The arrays of a file as pixels by split, labels by split, class names."""
-    pixels, labels = {}, {}
+    pixels: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
     for split in SPLITS:
         words = (split, "validation", "valid") if split == "val" else (split,)
         for word in words:

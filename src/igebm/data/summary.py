@@ -19,6 +19,11 @@ USUAL_PAST = 3
 DARK = 65  # of 255: 14 bits stored in 16 reach 64, 12 bits 16
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
 
+NO_TEST = (
+    "no test split: evaluations use the images that were trained on; give one as folders train/ and test/, or as "
+    "test_x and test_y of an .npz"
+)
+
 
 def check(
     spec: str,
@@ -57,6 +62,8 @@ def check(
         across = sum(h in seen for h in hashes["test"]) / len(hashes["test"])
     first = next(iter(found.values()))
     warnings = [f"{split}: {line}" for split, row in splits.items() for line in _warnings(row, split == "train")]
+    if "test" not in found:
+        warnings.append(NO_TEST)
     if across:
         warnings.append(f"{across:.1%} of the test images are also in the train split")
     return {

@@ -160,6 +160,28 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, y, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_images_with_nan_are_named_and_left_out_with_their_labels(packed, tmp_path):
+    """Images 1 and 3 of 5 hold 7 bad values; the rest keep their pixels and labels, and the test split has its own."""
+    said, x = [], PIXELS[:5].astype(np.float32) / 255
+    x[1, 0, :2] = np.nan  # two pixels of three channels
+    x[3, 5, 5, 0] = np.inf
+    arrays = dict(train_x=x, train_y=[4, 3, 2, 1, 0], test_x=PIXELS[:2], test_y=[0, 4])
+    (np.savez_compressed if packed else np.savez)(tmp_path / "a.npz", **arrays)
+    spec = str(tmp_path / "a.npz")
+    with pytest.raises(InputError, match=r"in 2 of 5 images \(7 values; images 1, 3, counted from 0\); .* --skip-bad"):
+        load(spec)
+    images = load(spec, skip_bad=True, say=said.append)
+    assert (images.x == PIXELS[[0, 2, 4]]).all() and images.y.tolist() == [4, 2, 0] and len(images.classes) == 5
+    assert len(said) == 1 and "left out 2 of 5 images" in said[0] and said[0].endswith(": 1, 3")
+    assert len(load(spec, "test", skip_bad=True, say=said.append).x) == 2 and len(said) == 1
+    latents = np.arange(10.0).reshape(5, 2)
+    images = load(saved(tmp_path / "b.npz", x=x, y=latents), skip_bad=True)
+    assert images.y.tolist() == latents[[0, 2, 4]].tolist()
+    with pytest.raises(InputError, match="in 2 of 2 images"):
+        load(saved(tmp_path / "c.npz", x=x[[1, 3]]), skip_bad=True)
+
+
 def test_missing_splits_are_listed(tmp_path):
     with pytest.raises(MissingSplit, match="no split 'test'; it has: train"):
         load(saved(tmp_path / "a.npz", x=PIXELS), "test")

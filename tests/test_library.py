@@ -216,6 +216,8 @@ def test_pictures_are_made_to_be_seen(ebm):
 
 
 ONE = torch.ones(1, 8, 8)
+WITH_NAN = torch.ones(4, 1, 8, 8)
+WITH_NAN[2, 0, 3, 3] = torch.nan
 BAD = {
     "integers": (lambda e: e.energy(np.zeros((2, 8, 8, 1), np.int64)), "uint8 or floats in .0, 1., got int64"),
     "long tensor": (lambda e: e.energy(ONE.long()), "got torch.int64"),
@@ -224,7 +226,8 @@ BAD = {
     "no images at all": (lambda e: e.energy([]), "got list"),
     "0 to 255 as floats": (lambda e: e.energy(255 * ONE), r"in \[0, 1\], got 255 to 255; divide by 255"),
     "-1 to 1": (lambda e: e.energy(-ONE), r"in \[0, 1\], got -1 to -1"),
-    "not a number": (lambda e: e.energy(torch.nan * ONE), r"got nan to nan"),
+    "not a number": (lambda e: e.energy(torch.nan * ONE), r"64 values, the first in image 0"),
+    "one not a number": (lambda e: e.energy(WITH_NAN), r"hold NaN or infinity .1 value, the first in image 2, counted"),
     "other size": (lambda e: e.energy(torch.rand(2, 1, 9, 8)), r"\(N, 1, 8, 8\) or \(N, 8, 8, 1\), got \(2, 1, 9, 8\)"),
     "other channels": (lambda e: e.energy(torch.rand(2, 3, 8, 8)), "do not fit"),
     "picture's size": (lambda e: e.energy(Image.new("L", (9, 8))), r"8x8, got a picture of 9x8; use .resize\(\(8, 8"),

@@ -33,7 +33,7 @@ from . import model, native, presets
 from .data import centred, quantise
 from .data.decode import converted
 from .energy import Energy
-from .errors import MOST, Fault, InputError, unknown, within
+from .errors import MOST, Fault, InputError, many, unknown, within
 from .evaluation.masks import RULE, read_mask
 from .model import Model, Progress
 from .ranks import batches
@@ -276,6 +276,10 @@ class EBM:
             return centred(x)
         x = x.detach().float().contiguous()
         if x.numel() and not (x.amin() >= 0 and x.amax() <= 1):  # so that NaN is refused, too
+            if count := int((bad := ~x.isfinite()).sum()):
+                first = int(bad.flatten(1).any(1).nonzero()[0, 0])
+                where = f"{many(count, 'value')}, the first in image {first}, counted from 0"
+                raise InputError(f"the images hold NaN or infinity ({where}); repair or leave out those images")
             raise InputError(
                 f"floats must lie in [0, 1], got {x.amin():.4g} to {x.amax():.4g}; divide by 255, or give uint8"
             )

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import UInt8
 
-from ..errors import InputError
+from ..errors import InputError, many
 from ..limits import affordable
 from .images import CHUNK, SPLITS, Images, MissingSplit, canonical, fitted, shown, silent
 from .labels import as_numbers, tidy_labels
@@ -34,24 +34,36 @@ def load_file(
     name: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    skip_bad: bool = False,
     say: Callable[[str], None] = silent,
 ) -> Images:
-    """One split of an .npz or .npy file. Raises InputError, in one line, for whatever it cannot read for certain."""
+    """One split of an .npz or .npy file. Raises InputError, in one line, for whatever it cannot read for certain.
+
+    With `skip_bad` images with values that are NaN or infinite are left out with their labels, which is said.
+    """
     where = shown(path)
     arrays = read_npz(path) if path.suffix.lower() == ".npz" else {"x": read_npy(path)}
     pixels, labels, classes = sort_arrays(arrays, where)
     wanted = canonical(split)
     if wanted not in pixels:
         raise MissingSplit(where, split, pixels)
-    x = as_uint8(pixels[wanted], f"{where} ({wanted})")
     counts = {s: len(a) if a.ndim else 0 for s, a in pixels.items()}
+    bad = not_finite(pixels[wanted]) if skip_bad else []
+    bad = bad if len(bad) < counts[wanted] else []  # where nothing would be left it is refused below
+    if bad:
+        say(
+            f"left out {len(bad)} of {many(counts[wanted], 'image')} in {where} ({wanted}) with NaN or infinity: {_few(bad)}"
+        )
+    kept = np.delete(np.arange(counts[wanted]), bad) if bad else slice(None)
+    x = as_uint8(pixels[wanted][kept] if bad else pixels[wanted], f"{where} ({wanted})")
     if "latents" not in arrays:
         labels, classes = as_numbers(labels, classes, where, say)
     if any(y.dtype.kind == "f" and y.ndim == 2 for y in labels.values()):
         latents, about = tidy_latents(labels, counts, names_in(arrays, ("latents",), where), where)
-        return Images(name or where, fitted(x, image_size, channels), latents.get(wanted), (), about)
+        y = latents.get(wanted)
+        return Images(name or where, fitted(x, image_size, channels), None if y is None else y[kept], (), about)
     ys, classes = tidy_labels(labels, counts, classes, where, say)
-    y = ys.get(wanted)
+    y = ys[wanted][kept] if wanted in ys else None
     return Images(name or where, fitted(x, image_size, channels), y, classes if y is not None else ())
 
 
@@ -137,12 +149,13 @@ def as_uint8(x: np.ndarray, where: str) -> UInt8[np.ndarray, "n h w c"]:
     if x.dtype == np.uint8:
         return x
     chunks = [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
-    if x.dtype.kind == "f":
-        bad = sum(int(np.count_nonzero(~np.isfinite(chunk))) for chunk in chunks)
-        if bad:
-            raise InputError(
-                f"{where} has {bad} values that are NaN or infinite, of {x.size}; repair or drop those images"
-            )
+    if bad := not_finite(x):
+        values = sum(int(np.count_nonzero(~np.isfinite(x[i]))) for i in bad)
+        hint = "; repair them, or leave them out with --skip-bad" if len(bad) < len(x) else ""
+        raise InputError(
+            f"{where} holds NaN or infinity in {len(bad)} of {many(len(x), 'image')} ({many(values, 'value')}; images "
+            f"{_few(bad)}, counted from 0){hint}"
+        )
     low, high = (
         (min(chunk.min() for chunk in chunks), max(chunk.max() for chunk in chunks))
         if x.dtype.kind in "fiub"
@@ -157,6 +170,21 @@ def as_uint8(x: np.ndarray, where: str) -> UInt8[np.ndarray, "n h w c"]:
     for start in range(0, len(x), CHUNK):
         out[start : start + CHUNK] = np.rint(x[start : start + CHUNK].astype(np.float64) * 255)
     return out
+
+
+def not_finite(x: np.ndarray) -> list[int]:
+    """Which items of an array hold values that are NaN or infinite, from 0; [] for whole numbers."""
+    if x.dtype.kind != "f" or x.ndim < 2:
+        return []
+    found: list[int] = []
+    for start in range(0, len(x), CHUNK):
+        rows = x[start : start + CHUNK]
+        found += (start + np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(1))).tolist()
+    return found
+
+
+def _few(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
 
 
 def _channels_last(x: np.ndarray, where: str) -> np.ndarray:

@@ -75,7 +75,7 @@ def _load(
             path, split, image_size=image_size, channels=channels, skip_bad=skip_bad, say=say,
             data_dir=lambda: data_folder(data_dir, say),
         )  # fmt: skip
-    return _load_path(path, spec, split, image_size, channels, say)
+    return _load_path(path, spec, split, image_size, channels, skip_bad, say)
 
 
 def _load_sprites(spec: str, split: str, data_dir: Path | None, image_size: int | None, channels: int | None) -> Images:
@@ -125,7 +125,13 @@ def load_series(spec: str, split: str = "train", least: int = 2) -> "Series":
 
 
 def _load_path(
-    path: Path, spec: str, split: str, image_size: int | None, channels: int | None, say: Callable[[str], None]
+    path: Path,
+    spec: str,
+    split: str,
+    image_size: int | None,
+    channels: int | None,
+    skip_bad: bool,
+    say: Callable[[str], None],
 ) -> Images:
     array = path.suffix.lower() in (".npz", ".npy")
     if are_series(spec) and (what_is(path) == "file" or _balls(spec) is not None):
@@ -134,7 +140,7 @@ def _load_path(
     if spec and what_is(path) == "file":
         if not array:
             raise InputError(f"{shown(spec)} is neither a folder of images nor an .npz or .npy file")
-        return load_file(path, split, image_size=image_size, channels=channels, say=say)
+        return load_file(path, split, image_size=image_size, channels=channels, skip_bad=skip_bad, say=say)
     if array or os.sep in spec or "/" in spec:
         raise InputError(f"no data set at {shown(spec)}: there is no such folder or file")
     error = unknown("data set", shown(spec), [*NAMES, *SPRITES])

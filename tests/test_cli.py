@@ -671,6 +671,54 @@ def test_what_a_folder_is_called_keeps_its_dots(tmp_path, monkeypatch):
     assert folder_of("digits") == Path("evaluation/digits")
 
 
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    """Two classes of two pictures in ./photos."""
+    monkeypatch.chdir(tmp_path)
+    for k, name in enumerate(("cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png")):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 60 * k).save(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+OUTS = {
+    "the data": ("--data photos --out photos", "photos lies in photos"),
+    "in the data": ("--data photos --out photos/cat/../run", "lies in photos"),
+    "by another way": ("--data photos/../photos --out link/run", "link/run lies in"),
+    "another folder of photos": ("--data digits --out photos", "photos holds pictures (cat/1.png) and no run"),
+    "one without classes": ("--data digits --out photos/dog", "photos/dog holds pictures (3.png)"),
+}
+
+
+@pytest.mark.parametrize("command", ["train digits", "baseline pixelcnn"])
+@pytest.mark.parametrize("words, says", OUTS.values(), ids=OUTS.keys())
+def test_a_run_is_not_written_among_pictures(command, words, says, photos, capsys):
+    (photos.parent / "link").symlink_to(photos)
+    before = sorted(photos.rglob("*"))
+    assert main([*command.split(), *words.split(), "--steps", "1"]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(photos.rglob("*")) == before
+
+
+def test_a_run_goes_beside_its_pictures_and_among_logs(photos, monkeypatch, capsys):
+    words = ["--steps", "1", *TINY]
+    (photos.parent / "job").mkdir()
+    (photos.parent / "job" / "slurm-1.out").write_text("begun")
+    assert main(["train", "digits", "--data", "photos", "--out", "job", *words]) == 0
+    monkeypatch.chdir(photos)
+    assert main(["train", "digits", "--data", ".", *words]) == 2
+    assert "runs lies in ." in capsys.readouterr().err and not (photos / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "baseline pixelcnn", "baseline"])
+def test_going_on_with_no_run_writes_nothing(command, photos, capsys):
+    before = sorted(photos.rglob("*"))
+    assert main([*command.split(), "--resume", "photos"]) == 2
+    said = capsys.readouterr().err
+    assert "photos holds no run of igebm" in said and "--out photos" not in said
+    assert sorted(photos.rglob("*")) == before
+
+
 def test_a_folder_that_holds_a_run_is_refused_and_kept(run_folder, capsys):
     before = {name: (run_folder / name).read_bytes() for name in files(run_folder)}
     line = mistake(capsys, "train", "--steps", "2", "--out", run_folder, *TINY)

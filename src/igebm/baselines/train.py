@@ -28,7 +28,7 @@ from ..runtime import Runtime
 from ..shapes import Shape
 from ..training import ema, optim
 from ..training.loop import Metrics, Outcome, Stopped, Watcher, open_log, write_line
-from ..training.run import absolute, alone, interruptible, open_machine
+from ..training.run import absolute, alone, apart_from_pictures, interruptible, open_machine
 from ..training.state import CHECKPOINT, MODEL, read_archive
 from .glow import Glow, library
 from .pixelcnn import PixelCNN
@@ -153,6 +153,7 @@ def new(
         library()
     if out is not None:
         holds_no_run(kind, out)
+    apart_from_pictures(out or Path("runs"), settings.data)
     runtime = open_machine(machine, "baseline")
     images = open_split(settings, "train", data_dir, skip_bad)
     shape = shape_of(images)
@@ -184,6 +185,8 @@ def resume(
     """
     if not folder.is_dir():
         raise InputError(f"no run folder {folder}; give the DIR of an earlier igebm baseline {kind}")
+    if not (folder / CHECKPOINT).exists():  # before anything is written, for it may be a folder of photos
+        raise no_run(folder)
     with alone(folder):
         saved = read_checkpoint(folder)
         if saved["baseline"] != kind:
@@ -353,11 +356,15 @@ def save_checkpoint(folder: Path, run: Run) -> int:
     return run.step
 
 
+def no_run(folder: Path) -> InputError:
+    return InputError(f"{folder} holds no run of igebm baseline (no {CHECKPOINT}); give the folder of one")
+
+
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The checkpoint of a run folder. No code in it is run. Raises InputError where there is none, or another kind."""
     path = folder / CHECKPOINT
     if not path.exists():
-        raise InputError(f"{folder} holds no {CHECKPOINT}; start a run there with igebm baseline --out {folder}")
+        raise no_run(folder)
     saved = read_archive(path)
     wanted = (
         "baseline",

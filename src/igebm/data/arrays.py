@@ -51,9 +51,8 @@ def load_file(
     bad = not_finite(pixels[wanted]) if skip_bad else []
     bad = bad if len(bad) < counts[wanted] else []  # where nothing would be left it is refused below
     if bad:
-        say(
-            f"left out {len(bad)} of {many(counts[wanted], 'image')} in {where} ({wanted}) with NaN or infinity: {_few(bad)}"
-        )
+        lost = f"left out {len(bad)} of {many(counts[wanted], 'image')} in {where} ({wanted})"
+        say(f"{lost} with NaN or infinity: {_few(bad)}")
     kept = np.delete(np.arange(counts[wanted]), bad) if bad else slice(None)
     x = as_uint8(pixels[wanted][kept] if bad else pixels[wanted], f"{where} ({wanted})")
     if "latents" not in arrays:

@@ -6,7 +6,9 @@ Folders called train, test, val or validation are splits, never classes; without
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +99,18 @@ def list_folder(root: Path) -> Listing:
     candidates = {f.parts[-1] for f in folders if len(f.parts) == depth and (depth == 1 or f.parts[0] in splits)}
     empty = candidates - classes - {name for name in candidates if depth == 1 and name.lower() in SPLIT_FOLDERS}
     return Listing(files, tuple(sorted(classes, key=os.fsencode)), tuple(sorted(empty, key=os.fsencode)), tuple(passed))
+
+
+def first_picture(root: Path) -> Path | None:
+    """A picture in the folder or right below it, as in one of a class, if there is any that may be looked at."""
+    with suppress(OSError):
+        paths = sorted(path for path in root.iterdir() if not _hidden(path.name))
+        pictures = lambda paths: (path for path in paths if path.suffix.lower() in EXTENSIONS)
+        below = (
+            path for folder in paths if folder.is_dir() for path in sorted(folder.iterdir()) if not _hidden(path.name)
+        )
+        return next(chain(pictures(paths), pictures(below)), None)
+    return None
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:

@@ -17,6 +17,7 @@ from .. import __version__, data, forecast, model, presets, ranks, terminal
 from ..circumstances import commit, cpu_name
 from ..data import Images, Loader
 from ..data.fingerprint import fingerprint, same_data
+from ..data.folder import first_picture
 from ..data.images import existing
 from ..data.named import NAMES
 from ..data.series import Series, Windows, statistics
@@ -63,6 +64,7 @@ def open_all(
     presets.checked(preset)
     if out is not None:
         holds_no_run(out)
+    apart_from_pictures(out or Path("runs"), preset.data)
     runtime = open_machine(machine, preset.network)
     series = preset.network == "trajectory"
     source = (forecast.load(init_from) if series else model.load(init_from)) if init_from else None
@@ -110,6 +112,8 @@ def resume(
     """
     if what_is(folder) != "folder":
         raise InputError(f"no run folder {folder}; give the DIR of an earlier igebm train")
+    if not states.has_checkpoint(folder):  # before anything is written, for it may be a folder of photos
+        raise states.no_run(folder)
     writable_folder(folder, "a run goes on in the folder it has, so make it writable or copy it")
     with alone(folder):
         saved = states.read_checkpoint(folder, terminal.say)
@@ -411,6 +415,21 @@ def holds_no_run(folder: Path) -> None:
         raise InputError(
             f"{folder} already holds a run; go on with it by igebm train --resume {terminal.quoted(folder)}, or choose "
             f"another --out"
+        )
+
+
+def apart_from_pictures(out: Path, data: str) -> None:
+    """Raises InputError where a run's files would lie among the pictures of the folder `data`, or among others, whose
+    classes they would be taken for later."""
+    source = located(data)
+    inside = lambda: Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source))
+    if data not in NAMES and existing(source) and what_is(source) == "folder" and inside():
+        raise InputError(f"{out} lies in {data}, and a run's pictures would be read as data; choose another --out")
+    first = first_picture(out) if what_is(out) == "folder" else None
+    if first is not None:
+        raise InputError(
+            f"{out} holds pictures ({first.relative_to(out)}) and no run, whose own would lie among them; choose "
+            "another --out"
         )
 
 

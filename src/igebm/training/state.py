@@ -216,11 +216,17 @@ def read_checkpoint(
         if problems:
             say(f"{problems[0]}; going on from {path.name} (step {saved['counters']['step']}) instead")
         return saved
-    raise InputError(
-        problems[0]
-        if problems
-        else f"{folder} holds no {CHECKPOINT}; start a run there with igebm train --out {folder}"
-    )
+    if problems:
+        raise InputError(problems[0])
+    raise no_run(folder)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return any(what_is(folder / name) != "nothing" for name in (CHECKPOINT, PREVIOUS))
+
+
+def no_run(folder: Path) -> InputError:
+    return InputError(f"{folder} holds no run of igebm train (no {CHECKPOINT}); give the folder of one")
 
 
 def read_archive(path: Path) -> Any:

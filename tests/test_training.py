@@ -673,6 +673,11 @@ def test_c32_what_a_checkpoint_is_made_of_cannot_change(dataset, tmp_path):
     for name, value in others.items():
         with pytest.raises(InputError, match=rf"cannot change {presets.flag(name)} .* -> "):
             resume(tmp_path / "run", lambda had, n=name, v=value: replace(had, steps=9, **{n: v}), CPU)
+    for name, advice in (("seed", "--init-from .* takes its weights"), ("width", "start a new one$")):
+        with pytest.raises(InputError, match=advice):
+            resume(tmp_path / "run", lambda had, n=name: replace(had, **{n: others[n]}), CPU)
+    changed = replace(TINY, data=str(dataset), seed=1)  # the advice works
+    assert trained("tiny", changed, CPU, tmp_path / "other", str(tmp_path / "run"))[0].step == TINY.steps
 
 
 def test_c32_resume_with_other_settings(dataset, tmp_path, capsys):

@@ -123,10 +123,9 @@ def resume(
         changes = presets.beside(old, preset)
         fixed = [f"{presets.flag(k)} {a} -> {b}" for k, (a, b) in changes.items() if k in FIXED]
         if fixed:
-            raise InputError(
-                f"a resumed run cannot change {'; '.join(fixed)}; start a new one (--init-from "
-                f"{terminal.quoted(folder)} takes its weights)"
-            )
+            fits = not changes.keys() & {*states.NETWORK, "image_size", "channels"}
+            weights = f" (--init-from {terminal.quoted(folder)} takes its weights)" if fits else ""
+            raise InputError(f"a resumed run cannot change {'; '.join(fixed)}; start a new one{weights}")
         if preset.steps <= step and states.model_step(folder) == step:
             others = ", ".join(presets.flag(name) for name in changes if name != "steps")
             left = f" ({others}: not looked at)" if others else ""

@@ -23,12 +23,14 @@ def run_folder(path: Path, steps: int, slope: float, lr: float) -> Path:
 
 def test_a_sparkline_rises_with_its_numbers():
     assert follow.sparkline(range(8)) == "▁▂▃▄▅▆▇█"
-    assert follow.sparkline([5, 5]) == "▅▅" and follow.sparkline([None, float("nan")]) == ""
+    assert follow.sparkline([5, 5]) == "▅▅" and follow.sparkline([0, 0.0]) == "▁▁"
+    assert follow.sparkline([None, float("nan")]) == ""
     assert follow.sparkline(range(1000), width=4) == "▁▃▆█"  # means 124.5, 374.5, 624.5, 874.5
 
 
 def test_watch_tells_step_rate_time_left_and_rollbacks(tmp_path, capsys):
-    assert main(["watch", str(run_folder(tmp_path / "a", 50, 1.0, 0.1))]) == 0
+    with alone(run_folder(tmp_path / "a", 50, 1.0, 0.1)):
+        assert main(["watch", str(tmp_path / "a")]) == 0
     shown = capsys.readouterr().out
     # 10 steps in 2 seconds, 50 left: 10 seconds.
     assert "step 50 of 100, 0.2 s each, 0:10 left" in shown
@@ -40,8 +42,29 @@ def test_a_run_that_was_gone_on_with_has_the_rate_of_its_own_time(tmp_path, caps
     run = run_folder(tmp_path / "a", 10, 1.0, 0.1)
     clocks = [(10, 5.0), (20, 10.0), (30, 15.0), (40, 20.0), (50, 2.0), (60, 7.0), (70, 12.0)]
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": k, "seconds": s}) + "\n" for k, s in clocks))
-    assert main(["watch", str(run)]) == 0
+    with alone(run):
+        assert main(["watch", str(run)]) == 0
     assert "step 70 of 100, 0.5 s each, 0:15 left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps, head", [(50, "step 50 of 100, 0.2 s each, not running"), (100, "100, 0.2 s each")])
+def test_a_run_that_nobody_is_at_has_no_time_left(steps, head, tmp_path, capsys):
+    run = run_folder(tmp_path / "a", steps, 1.0, 0.1)
+    assert main(["watch", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith(head)
+    assert main(["watch", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["running"] is False and found["seconds_left"] is None
+
+
+@pytest.mark.parametrize("minutes, left", [(0.25, 5.0), (1.0, 10.0), (0.0, 10.0), (0.1, 0.0)])
+def test_the_time_left_is_the_less_of_steps_and_minutes(minutes, left, tmp_path, capsys):
+    """50 of 100 steps in 10 s: 10 s are left of the steps, 5 of a quarter of a minute, none of a tenth."""
+    run = run_folder(tmp_path / "a", 50, 1.0, 0.1)
+    (run / "preset.json").write_text(json.dumps({"settings": {"steps": 100, "minutes": minutes, "network": "image"}}))
+    with alone(run):
+        assert main(["watch", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds_left"] == pytest.approx(left)
 
 
 def test_fast_steps_share_the_hundredths_of_their_clock(tmp_path, capsys):
@@ -60,6 +83,8 @@ def test_compare_shows_last_numbers_and_what_differs(tmp_path, capsys):
     assert [row["gap"] for row in found["runs"]] == [5.0, -3.0] and [row["step"] for row in found["runs"]] == [50, 30]
     assert found["differing"] == {"--lr": [0.1, 0.2]}
     assert (tmp_path / "out" / "compare.png").stat().st_size > 0
+    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("means over the last tenth of each log:\n")
 
 
 @pytest.mark.parametrize(("lines", "last", "mean"), [(100, 10, 95.5), (19, 1, 19.0), (20, 2, 19.5), (5, 1, 5.0)])

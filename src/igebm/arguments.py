@@ -330,7 +330,8 @@ class Watch:
 
 @dataclass(frozen=True)
 class Compare:
-    """Several runs beside each other: a table of their last numbers, the settings that differ, curves."""
+    """Several runs beside each other: a table of their last numbers (means over the last tenth of each log), the settings that
+    differ, curves."""
 
     runs: Annotated[Positional[tuple[Path, ...]], some("RUN")]
     """run folders"""

@@ -83,8 +83,11 @@ def screen(folder: Path, settings: dict[str, Any], log: Log) -> list[str]:
     last, now = log.entries[-1], state(folder, settings, log)
     head = f"{folder}: step {now['step']} of {now['steps']}"
     if now["seconds_each"] is not None:
-        left = f", {terminal.clock(now['seconds_left'])} left" if now["seconds_left"] is not None else ""
-        head += f", {now['seconds_each']:.3g} s each{left}"
+        head += f", {now['seconds_each']:.3g} s each"
+    if now["seconds_left"] is not None:
+        head += f", {terminal.clock(now['seconds_left'])} left"
+    if not now["running"] and now["step"] != now["steps"]:
+        head += ", not running"
     names = [name for name in SHOWN if isinstance(last.get(name), int | float)]
     wide = max((len(name) for name in names), default=0)
     lines = [head] + [
@@ -95,8 +98,10 @@ def screen(folder: Path, settings: dict[str, Any], log: Log) -> list[str]:
 
 
 def state(folder: Path, settings: dict[str, Any], log: Log) -> dict[str, Any]:
-    """How far a run is: its step, the seconds of one over the last 50 lines of the log, the seconds left, the last
-    line of numbers, and when it went back."""
+    """How far a run is: its step, whether a process is at it, the seconds of one step over the last 50 lines of the
+    log, the seconds left (None where nobody is at it; of --steps and --minutes the less), the last line of numbers, and
+    when it went back."""
+    running = in_use(folder)
     last, total = log.entries[-1] if log.entries else {"step": 0}, settings.get("steps")
     seconds = [(e["step"], e["seconds"]) for e in log.entries[-50:] if isinstance(e.get("seconds"), int | float)]
     # A run that was gone on with has its clock start anew: what lies between two such lines is no time of its own.
@@ -104,15 +109,19 @@ def state(folder: Path, settings: dict[str, Any], log: Log) -> dict[str, Any]:
     each = left = None
     if sum(t for _, t in spans) > 0:
         each = sum(t for _, t in spans) / sum(n for n, _ in spans)
-        left = each * max(0, total - last["step"]) if isinstance(total, int) else None
+        left = each * max(0, total - last["step"]) if isinstance(total, int) and running else None
+    minutes = settings.get("minutes") if "network" in settings else None  # a baseline's clock is of all its sessions
+    if left is not None and isinstance(minutes, int | float) and minutes > 0:
+        left = min(left, max(0.0, 60 * minutes - seconds[-1][1]))
     return {
-        "run": folder, "step": last["step"], "steps": total, "seconds_each": each, "seconds_left": left, "last": last,
-        "rollbacks": [asdict(r) for r in log.rollbacks],
+        "run": folder, "running": running, "step": last["step"], "steps": total, "seconds_each": each,
+        "seconds_left": left, "last": last, "rollbacks": [asdict(r) for r in log.rollbacks],
     }  # fmt: skip
 
 
 def sparkline(values: Iterable[Any], width: int = 48) -> str:
-    """Numbers as bars between their least and greatest, `width` of them at most, each the mean of its share."""
+    """Numbers as bars between their least and greatest, `width` of them at most, each the mean of its share. One value
+    throughout is drawn half high, and 0 as nothing."""
     numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
     if not numbers:
         return ""
@@ -120,12 +129,13 @@ def sparkline(values: Iterable[Any], width: int = 48) -> str:
     cuts = [round(i * len(numbers) / count) for i in range(count + 1)]
     means = [sum(numbers[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
     low, high = min(means), max(means)
-    share = [(m - low) / (high - low) if high > low else 0.5 for m in means]
+    share = [(m - low) / (high - low) if high > low else 0.5 * (low != 0) for m in means]
     return "".join(BARS[min(len(BARS) - 1, int(s * len(BARS)))] for s in share)
 
 
 def compare(folders: list[Path], out: Path, as_json: bool) -> None:
-    """Print a table of several runs (last numbers, settings that differ) and draw their curves over each other."""
+    """Print a table of several runs (last numbers, as `row` has them; settings that differ) and draw their curves over
+    each other."""
     if len(set(folders)) < max(2, len(folders)):
         raise InputError("give at least two run folders to compare, and each once")
     every = [settings_of(folder) for folder in folders]
@@ -146,7 +156,10 @@ def compare(folders: list[Path], out: Path, as_json: bool) -> None:
         names = list(dict.fromkeys(name for r in rows for name in r if name != "run"))
         numbers = table((name, [r.get(name) for r in rows]) for name in names)
         common = {name: v for name, v in differing.items() if name not in alone}
-        parts = [numbers, "the settings are the same" if not differing else ""]
+        parts = [
+            f"means over the last tenth of each log:\n{numbers}",
+            "the settings are the same" if not differing else "",
+        ]
         parts += [f"settings that differ:\n{table(common.items())}"] if common else []
         parts += [f"settings that not all of them have: {' '.join(alone)}"] if alone else []
         return "\n\n".join(filter(None, parts))

@@ -568,7 +568,7 @@ MISTAKES = {
     "no model": (["sample", "/nowhere/at/all"], "give a run folder, a .safetensors file, a bundled name or hf"),
     "energy file": (["energy", "/nowhere", "digits", "--out", "e.txt"], ".csv or .npy"),
     "data to start from, and noise": (["sample", "digits", "--data", "digits"], "with --init data"),
-    "a negative step": (["sample", "digits", "--step-size", "-1"], "--step-size -1.0: choose between 0 and inf"),
+    "a negative step": (["sample", "digits", "--step-size", "-1"], "--step-size -1.0: give 0 or more"),
     "chains over classes": (["infer", "digits", "/nowhere.png", "--n", "5"], "--n is of chains over latents"),
     "a dry run of crops beyond the image": (["train", "--dry-run", "--crop", "40"], "--crop 40: random crops"),
     "a dry run from nowhere": (["train", "--dry-run", "--init-from", "/nowhere"], "no model"),
@@ -669,6 +669,46 @@ def test_what_a_folder_is_called_keeps_its_dots(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits" / "0").mkdir(parents=True)
     assert folder_of("digits") == Path("evaluation/digits")
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("a.csv", "is a table; a MODEL is a run folder"),
+        ("a.PNG", "is a picture; a MODEL is a run folder"),
+        ("a.npz", "is a file of arrays"),
+        ("checkpoint.pt", "is a checkpoint, which is not opened here (of a run give its folder)"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(name, says, tmp_path, capsys):
+    (tmp_path / name).write_text("series,step,temperature,pressure\n" * 4)
+    assert main(["sample", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert says in said and "header" not in said and len(said.splitlines()) == 1
+
+
+def test_a_single_picture_has_an_energy(tmp_path, capsys):
+    """That of the same pixels in an array; what cannot be read is named."""
+    import igebm
+
+    x = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    Image.fromarray(x).save(tmp_path / "a.png")
+    words = ["energy", "digits", str(tmp_path / "a.png"), "--dtype", "float32"]
+    assert main([*words, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["energies"]
+    assert row["file"] == "a.png"
+    assert row["energy"] == pytest.approx(igebm.load("digits").energy(x[None, ..., None]).item(), abs=1e-4)
+    (tmp_path / "a.png").write_text("no picture")
+    assert main(words) == 2
+    assert "a.png (not an image)" in capsys.readouterr().err
+
+
+def test_a_run_without_a_step_names_no_pictures(tmp_path, capsys):
+    assert main(["train", "--steps", "0", "--out", str(tmp_path / "run"), *TINY]) == 0
+    said = capsys.readouterr().err
+    assert "step 0 after" in said and "pictures in" not in said
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "1"]) == 0
+    assert "pictures in" in capsys.readouterr().err
 
 
 @pytest.fixture

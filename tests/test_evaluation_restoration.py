@@ -278,7 +278,7 @@ WRONG = {
     "levels": (["--levels", "-1", "0.5"], "--levels -1.0 0.5: choose between 0 and 1"),
     "no images": (["--n", "0"], "give at least 1"),
     "no steps": (["--steps", "0"], "1 or more --steps"),
-    "noise": (["--noise", "-1"], "--noise -1.0: choose between 0 and inf"),
+    "noise": (["--noise", "-1"], "--noise -1.0: give 0 or more"),
     "mask without a hole to fill": (["--corrupt", "salt-pepper", "--mask", "m.png"], "--corrupt inpaint"),
     "no mask": (["--mask", "m.png"], "m.png: No such file"),
     "other data": (["--data", "OTHER"], "has none; give --data a folder"),

@@ -84,7 +84,7 @@ class EnergyOf:
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a run folder, a .safetensors file, a name of `igebm models`, or hf:owner/name"""
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    """a data set's name, hf:owner/name, a folder of images, or an .npz"""
+    """a data set's name, hf:owner/name, a folder of images, an image, or an .npz"""
     out: Path | None = None
     """a .csv or .npy file; default: CSV to stdout"""
     split: Literal["test", "train"] | None = None
@@ -330,8 +330,8 @@ class Watch:
 
 @dataclass(frozen=True)
 class Compare:
-    """Several runs beside each other: a table of their last numbers (means over the last tenth of each log), the settings that
-    differ, curves."""
+    """Several runs beside each other: a table of their last numbers (means over the last tenth of each log), the
+    settings that differ, curves."""
 
     runs: Annotated[Positional[tuple[Path, ...]], some("RUN")]
     """run folders"""

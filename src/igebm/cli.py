@@ -180,10 +180,9 @@ def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
         terminal.say(f"the run is whole and saved, all but its last picture; {draws}")
         return 130
     ended = "time is up at step" if outcome.reason == "minutes" else "step"
-    terminal.say(
-        f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; pictures in {folder / 'samples'}; "
-        f"next: {drawn}"
-    )
+    kept = folder / "samples"
+    pictures = f"pictures in {kept}; " if kept.is_dir() and any(kept.iterdir()) else ""
+    terminal.say(f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; {pictures}next: {drawn}")
     return 0
 
 

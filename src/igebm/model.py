@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from . import __version__, diagnostics, hub, presets, pretrained
 from .data import centred, dequantise, latents, quantise
+from .data.folder import EXTENSIONS
 from .data.images import shown
 from .energy import Energy
 from .errors import Fault, InputError, unknown
@@ -341,6 +342,17 @@ def load(
     return Model(net, preset, shape, called(where), step, facts, torch.device(device), dtype, compiled, sha256)
 
 
+WHERE = "a run folder, a .safetensors file, a bundled name or hf:owner/name"
+CHECKPOINTS, TABLES, ARRAYS = (".pt", ".pth", ".ckpt"), (".csv", ".parquet"), (".npz", ".npy")
+OTHERS = {
+    **dict.fromkeys(EXTENSIONS, "a picture"),
+    **dict.fromkeys(TABLES, "a table"),
+    **dict.fromkeys(ARRAYS, "a file of arrays"),
+    **dict.fromkeys(CHECKPOINTS, "a checkpoint, which is not opened here (of a run give its folder)"),
+}
+"""what files by these ends are, given in place of a model"""
+
+
 def find(where: str | Path) -> Path:
     """The safetensors file that a MODEL argument means: a run folder's, the file itself, a bundled model's, or one on
     the Hugging Face hub (hf:owner/name), which is downloaded once."""
@@ -358,9 +370,7 @@ def find(where: str | Path) -> Path:
         raise InputError(f"{path} holds no model.safetensors; is it a run folder, and has the run saved once?")
     near = get_close_matches(str(where), pretrained.names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else f" (bundled: {', '.join(pretrained.names()) or 'none'})"
-    raise InputError(
-        f"no model {str(where)!r}: give a run folder, a .safetensors file, a bundled name or hf:owner/name{hint}"
-    )
+    raise InputError(f"no model {str(where)!r}: give {WHERE}{hint}")
 
 
 def called(where: str | Path) -> str:
@@ -471,6 +481,8 @@ def _sound(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # a dozen kinds; each means the same here
+        if kind := OTHERS.get(path.suffix.lower()):
+            raise InputError(f"{path} is {kind}; a MODEL is {WHERE}") from error
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise InputError(
             f"{path} is not a whole safetensors file ({reason}); other formats, pickles among them, are not opened"

@@ -192,7 +192,8 @@ class Preset:
                 raise InputError(f"{got}: a finite number is wanted")
             low, high = RANGES.get(name, (-math.inf, math.inf))
             if name in RANGES and not low <= value <= high:
-                raise InputError(f"{got}: choose between {low:g} and {high:g}")
+                choice = f"choose between {low:g} and {high:g}" if math.isfinite(high) else f"give {low:g} or more"
+                raise InputError(f"{got}: {choice}")
         parse_blocks(self.blocks)
         if self.channels not in (0, 1, 3):
             raise InputError(f"--channels {self.channels}: choose 1 or 3 (0: as the data are)")

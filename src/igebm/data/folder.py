@@ -76,6 +76,25 @@ def load_folder(
     return Images(where, x, y, tuple(shown(name) for name in listing.classes), files=names)
 
 
+def load_picture(
+    path: Path,
+    split: str = "train",
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    say: Callable[[str], None] = silent,
+) -> Images:
+    """A single image file as a set of one image without a label, its train split. Raises InputError as `load_folder`
+    does."""
+    if canonical(split) != "train":
+        raise MissingSplit(shown(path), split, ("train",))
+    picture = Picture(shown(path.name), partial(Path, path))
+    x, _ = decode_all(
+        [picture], shown(path), image_size=image_size, channels=channels, say=say, spill=partial(Path, os.devnull)
+    )  # one picture fits the memory: it is never spilt
+    return Images(shown(path), x, None, (), files=(picture.name,))
+
+
 def list_folder(root: Path) -> Listing:
     """Image files by split and class. Hidden files (`.x`, `._x`, `__MACOSX`) are never opened."""
     images, passed, folders = _walk(root)

@@ -11,7 +11,7 @@ from ..errors import InputError, unknown
 from ..files import located, what_is
 from . import hub
 from .arrays import load_file
-from .folder import load_folder
+from .folder import EXTENSIONS, load_folder, load_picture
 from .images import Images, MissingSplit, canonical, check_options, existing, shown, silent
 from .named import NAMES, SPRITES, WITHOUT, data_folder, data_places, load_cached, load_named
 
@@ -32,11 +32,11 @@ def load(
     """One split of a data set, uint8 N x H x W x C with int64 labels.
 
     `spec` is a name (`available()` lists them; of dSprites also without some combinations, held_out.py),
-    `hf:owner/name` or `hf:owner/name/config`, a folder of images, or an
-    .npz or .npy file; a name is never taken for a folder (write ./digits for that). `image_size` (pixels) resizes the
-    short side and crops the central square; `channels` is 1 (grey) or 3. What a user should know but need not act on
-    is told through `say`, a line at a time. Raises InputError for everything that cannot be read for certain; it is a
-    MissingSplit, which lists the splits there are, where the set lacks `split`.
+    `hf:owner/name` or `hf:owner/name/config`, a folder of images, an .npz or .npy file, or one image file; a name is
+    never taken for a folder (write ./digits for that). `image_size` (pixels) resizes the short side and crops the
+    central square; `channels` is 1 (grey) or 3. What a user should know but need not act on is told through `say`, a
+    line at a time. Raises InputError for everything that cannot be read for certain; it is a MissingSplit, which lists
+    the splits there are, where the set lacks `split`.
     """
     check_options(image_size, channels)
     found = _load(spec, split, data_dir, image_size, channels, skip_bad, say)
@@ -138,6 +138,8 @@ def _load_path(
         instead = f"igebm train balls-langevin --data {shown(spec)}"
         raise InputError(f"{shown(spec)} holds time series, and images are wanted here; for series: {instead}")
     if spec and what_is(path) == "file":
+        if path.suffix.lower() in EXTENSIONS:
+            return load_picture(path, split, image_size=image_size, channels=channels, say=say)
         if not array:
             raise InputError(f"{shown(spec)} is neither a folder of images nor an .npz or .npy file")
         return load_file(path, split, image_size=image_size, channels=channels, skip_bad=skip_bad, say=say)

@@ -48,6 +48,7 @@ SHRINK = {
     "compose": ["--n", "2", "--steps", "2", *SMALL],
     "infer": ["--n", "4", "--steps", "2", *SMALL],
     "energy": SMALL,
+    "forecast": ["--steps", "3", "--threads", "1"],
     "eval ood": ["--n", "20", *SMALL],
     "eval rollout": ["--n", "2", "--length", "3", "--steps", "2", "--threads", "1"],
     "eval concepts": ["--n", "2", "--steps", "2", *SMALL],

@@ -146,7 +146,7 @@ def test_a_number_that_is_not_finite_is_null():
 
 
 PRINTING = {"train", "energy", "presets", "watch", "compare", "infer", "bench", "models", "data list", "data check"}
-PRINTING |= {"baseline", "eval ood", "eval rollout", "eval concepts", "eval all"}
+PRINTING |= {"baseline", "forecast", "eval ood", "eval rollout", "eval concepts", "eval all"}
 
 
 @pytest.mark.parametrize("command", sorted(PRINTING))

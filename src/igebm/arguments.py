@@ -285,6 +285,33 @@ class Restore:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """Your own time series, continued: each state from the ones before it, one or several futures a series.
+
+    Leaves in its folder: forecast.csv (series, step, sample where there are several, features), forecast.npy (float32,
+    N x series x steps x features), forecast.png and forecast.json.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """of time series: a run folder, a .safetensors file, a bundled model, or hf:owner/name"""
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """a file of series as training takes it (.csv, .parquet, .npz, .npy); the last states of each are its past"""
+    steps: int = 20
+    """states that follow, each from the ones before it"""
+    n: int = 1
+    """futures of each series, whose chains have noise of their own; a plain predictor has one"""
+    split: Literal["test", "train"] | None = None
+    """default: test where there is one, otherwise train"""
+    seed: int = 0
+    out: Path | None = None
+    """folder, or one .csv or .npy file alone; default: the next free forecasts/DATA"""
+    threads: int = 0
+    """CPU threads; 0: as many as there are cores"""
+    json: bool = False
+    """forecast.json to stdout, instead of the folder's name"""
+
+
+@dataclass(frozen=True)
 class Serve:
     """A page to play with models: watch chains, repair images, combine energies, compare an image with the data.
 

@@ -100,9 +100,10 @@ def _dispatch(args: list[str]) -> int:
 
 MEANT = {
     "resume": "train --resume DIR", "generate": "sample", "draw": "sample", "evaluate": "eval", "test": "eval",
-    "inpaint": "restore", "repair": "restore", "classify": "infer", "predict": "infer", "score": "energy",
+    "inpaint": "restore", "repair": "restore", "classify": "infer", "score": "energy",
+    "predict": "infer (an image) or igebm forecast (time series)",
     "benchmark": "bench", "list": "models", "check": "data check", "ood": "eval ood",
-    "upload": "push", "download": "pull",
+    "upload": "push", "download": "pull", "continue": "forecast", "extrapolate": "forecast",
 }  # fmt: skip
 """what other programs call it"""
 
@@ -182,7 +183,8 @@ def _ended(outcome: Any, folder: Path, as_json: bool) -> int:
     ended = "time is up at step" if outcome.reason == "minutes" else "step"
     kept = folder / "samples"
     pictures = f"pictures in {kept}; " if kept.is_dir() and any(kept.iterdir()) else ""
-    terminal.say(f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; {pictures}next: {drawn}")
+    then = f"{drawn}, or igebm forecast {terminal.quoted(folder)} DATA" if series else drawn
+    terminal.say(f"{ended} {outcome.step} after {terminal.clock(outcome.seconds)}; {pictures}next: {then}")
     return 0
 
 
@@ -355,6 +357,14 @@ def restore(args: list[str]) -> int:
     return 0
 
 
+def forecast(args: list[str]) -> int:
+    asked = parse(arguments.Forecast, "forecast", args)
+    from .futures import forecast as run
+
+    run(asked)
+    return 0
+
+
 def serve(args: list[str]) -> int:
     asked = parse(arguments.Serve, "serve", args)
     from .web.server import serve as run
@@ -484,6 +494,7 @@ def completion(args: list[str]) -> int:
         "compose": known(arguments.Compose, words=models),
         "infer": known(arguments.Infer, words=models),
         "restore": known(arguments.Restore, words=models),
+        "forecast": known(arguments.Forecast, words=models),
         "baseline": known(arguments.BaselineOf, words=list(baselines.DEFAULTS)),
         "push": known(arguments.Push, words=models),
         "pull": known(arguments.Pull),
@@ -517,6 +528,7 @@ COMMANDS = {
     "compose": Command(compose, "samples of several energies combined: concepts, classes, an energy of your own"),
     "infer": Command(infer, "the latents, or the class, of an image"),
     "restore": Command(restore, "a picture of yours repaired: what a mask says is filled in, or all of it denoised"),
+    "forecast": Command(forecast, "time series of yours continued, with one or several futures"),
     "baseline": Command(baseline, "train Glow or PixelCNN++ on the same data, to compare with (Table 2)"),
     "push": Command(push, "pass a model on, with a card: to the Hugging Face hub, or into a folder"),
     "pull": Command(pull, "fetch a model from the hub; hf:owner/name is a MODEL everywhere, too"),

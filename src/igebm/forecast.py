@@ -80,14 +80,17 @@ class Forecaster:
         average: int = 1,
         progress: model.Progress = lambda done, total: None,
     ) -> Float32[np.ndarray, "n t f"]:
-        """`length` states after `past`, each from the ones before it. Raises Fault where a chain leaves the numbers."""
+        """`length` states after `past`, each from the ones before it. Raises InputError for a past that is of another
+        shape or holds what is no number, Fault where a chain leaves the numbers."""
         p, f = self.shape.past, len(self.shape.features)
         if past.ndim != 3 or past.shape[1] < p or past.shape[2] != f:
             raise InputError(f"{self.name} takes at least {p} past states of {f} features, got {past.shape}")
+        known = np.array(past[:, -p:], np.float32)
+        self.check_past(known, past.shape[1] - p)
         device = next(self.net.parameters()).device
         mean, std = (torch.tensor(v, dtype=torch.float32, device=device) for v in (self.shape.mean, self.shape.std))
         generator = torch.Generator(device).manual_seed(seed)
-        y = (torch.from_numpy(np.array(past[:, -p:], np.float32)).to(device) - mean) / std
+        y = (torch.from_numpy(known).to(device) - mean) / std
         states = []
         for t in range(length):
             x = self.following(y, generator, steps, average)
@@ -98,6 +101,17 @@ class Forecaster:
         if not np.isfinite(found).all():
             raise Fault(f"a rollout of {self.name} left the numbers; lower the step size or the noise")
         return found
+
+    def check_past(self, known: Float32[np.ndarray, "n p f"], first: int) -> None:
+        """Raises InputError, naming series, state and feature, for what is no finite number; `first` is the number of
+        states before these."""
+        bad = np.argwhere(~np.isfinite(known))
+        if len(bad):
+            i, k, j = bad[0].tolist()
+            raise InputError(
+                f"the past has {known[i, k, j]} in series {i}, state {first + k} (both from 0), feature "
+                f"{self.shape.features[j]}; repair or drop that series"
+            )
 
 
 def load(where: str | Path, device: torch.device | str = "cpu") -> Forecaster:

@@ -330,7 +330,7 @@ def load(
     preset = presets.from_dict(about["settings"])
     shape = shape_from_dict(about, path)
     if not isinstance(shape, Shape):
-        raise InputError(f"{path} is a model of time series; it takes part in igebm eval rollout")
+        raise InputError(f"{path} is a model of time series; igebm forecast and igebm eval rollout take it")
     condition = shape.condition if preset.conditional else 0
     least = least_weights(preset.width, presets.parse_blocks(preset.blocks), condition, preset.scales)
     here = sum(t.numel() for t in tensors.values())

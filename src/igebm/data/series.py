@@ -1,5 +1,6 @@
 """Time series, and batches of their windows: the next state and the states before it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from ..errors import InputError
+from .images import silent
 from .loader import batch_indices
 
 
@@ -19,6 +21,35 @@ class Series(NamedTuple):
     features: tuple[str, ...]
     split: str = ""
     """train, test or val, as it was asked for"""
+    ids: tuple[str, ...] = ()
+    """what its file calls each of the series; () where it has no names for them"""
+    last: tuple[int, ...] = ()
+    """the step of each one's last state; () where the file does not number them"""
+
+
+def unnamed(count: int) -> tuple[str, ...]:
+    """What features are called where the file has no names for them."""
+    return tuple(f"x{i + 1}" for i in range(count))
+
+
+def matched(series: Series, features: tuple[str, ...], who: str, say: Callable[[str], None] = silent) -> Series:
+    """The series as `who`, a model of `features`, takes them: these columns by name, or, where one of the two has no
+    names (x1, x2, ...), as many columns in their order. Raises InputError where they are not there."""
+    there = series.features
+    if there == features:
+        return series
+    if len(there) == len(features) and unnamed(len(there)) in (there, features):
+        say(f"{series.name} has {', '.join(there)}: taken, in this order, for the {', '.join(features)} of {who}")
+        return series._replace(features=features)
+    if not set(features) <= set(there):
+        raise InputError(
+            f"{who} knows {', '.join(features)}; {series.name} has {', '.join(there)}: give those it knows"
+        )
+    others = [name for name in there if name not in features]
+    if others:
+        say(f"{who} does not know {', '.join(others)} of {series.name}: left out")
+    columns = [there.index(name) for name in features]
+    return series._replace(x=np.ascontiguousarray(series.x[..., columns]), features=features)
 
 
 class Windows:

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from ..errors import InputError
 from .arrays import names_in, read_npy, read_npz
 from .images import MissingSplit, canonical, existing, shown
-from .series import Series
+from .series import Series, unnamed
 
 KINDS = (".npz", ".npy", ".csv", ".parquet")
 KEYS = ("series", "step")
@@ -37,6 +37,7 @@ def load_series(path: str | Path, split: str = "train", least: int = 2) -> Serie
     if path.is_dir():
         raise InputError(f"no time series in {where}: it is a folder")
     ids: Sequence[str] = ()
+    last: Sequence[int] = ()
     if kind == ".npz":
         x, names = _of_arrays(read_npz(path), wanted, split, where)
     elif wanted != "train":
@@ -44,8 +45,8 @@ def load_series(path: str | Path, split: str = "train", least: int = 2) -> Serie
     elif kind == ".npy":
         x, names = read_npy(path), ()
     else:
-        x, names, ids = (_csv if kind == ".csv" else _parquet)(path, where)
-    return Series(where, *checked(x, names, least, where, ids))
+        x, names, ids, last = (_csv if kind == ".csv" else _parquet)(path, where)
+    return Series(where, *checked(x, names, least, where, ids), tuple(ids), tuple(last))
 
 
 FINE = 100
@@ -65,7 +66,7 @@ def checked(
     n, t, f = x.shape
     if t < least:
         raise InputError(f"{where} has series of {t} states; at least {least} are needed")
-    names = tuple(names) or tuple(f"x{i + 1}" for i in range(f))
+    names = tuple(names) or unnamed(f)
     if len(names) != f or len(set(names)) != f:
         raise InputError(f"{where} has {f} features and the names {', '.join(names)}; give each its own name")
     with np.errstate(over="ignore"):
@@ -105,7 +106,11 @@ def _of_arrays(
     return found[wanted], names_in(arrays, ("features",), where)
 
 
-def _csv(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+Table = tuple[np.ndarray, tuple[str, ...], list[str], list[int]]
+"""series x steps x features, the features' names, what the series are called, and the step of each one's last state"""
+
+
+def _csv(path: Path, where: str) -> Table:
     ids: list[str] = []
     steps, lines, values = array("q"), array("q"), array("d")
     try:
@@ -137,11 +142,11 @@ def _csv(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]
         value, line = rows[bad[0], column], lines[bad[0]]
         raise InputError(f"{where}, line {line}: {value} in column {names[column]} (series {ids[bad[0]]}); "
                          f"{len(bad)} such lines in all: repair or drop those series")  # fmt: skip
-    x, ids = _stacked(np.array(ids), np.array(steps, np.int64), rows, where)
-    return x, names, ids
+    x, ids, last = _stacked(np.array(ids), np.array(steps, np.int64), rows, where)
+    return x, names, ids, last
 
 
-def _parquet(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+def _parquet(path: Path, where: str) -> Table:
     # Arrow comes with `datasets`; reading images never needs it directly, so it is imported here.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -166,8 +171,8 @@ def _parquet(path: Path, where: str) -> tuple[np.ndarray, tuple[str, ...], list[
     ids = np.array([str(v) for v in cells])
     columns = [table.column(name).to_numpy().astype(np.float64) for name in names]
     rows = np.stack(columns, 1) if len(table) else np.empty((0, len(names)))
-    x, series = _stacked(ids, table.column("step").to_numpy().astype(np.int64), rows, where)
-    return x, names, series
+    x, series, last = _stacked(ids, table.column("step").to_numpy().astype(np.int64), rows, where)
+    return x, names, series, last
 
 
 def _columns(head: Sequence[str], where: str) -> tuple[tuple[str, ...], int, int]:
@@ -187,9 +192,11 @@ def _columns(head: Sequence[str], where: str) -> tuple[tuple[str, ...], int, int
     return names, head.index("series"), head.index("step")
 
 
-def _stacked(ids: np.ndarray, steps: np.ndarray, rows: np.ndarray, where: str) -> tuple[np.ndarray, list[str]]:
-    """Rows as series x steps x features, and what the series are called: series as they first appear, states by their
-    step, which must rise by 1."""
+def _stacked(
+    ids: np.ndarray, steps: np.ndarray, rows: np.ndarray, where: str
+) -> tuple[np.ndarray, list[str], list[int]]:
+    """Rows as series x steps x features, what the series are called and each one's last step: series as they first
+    appear, states by their step, which must rise by 1."""
     if not len(rows):
         raise InputError(f"{where} has no rows")
     _, first, which = np.unique(ids, return_index=True, return_inverse=True)
@@ -202,14 +209,15 @@ def _stacked(ids: np.ndarray, steps: np.ndarray, rows: np.ndarray, where: str) -
         what = f"has step {a} twice" if a == b else f"has no step {a + 1}: {a} is followed by {b}"
         raise InputError(f"{where}: series {ids[jump[0]]} {what}; its steps must rise by 1")
     lengths = np.bincount(place)
-    names = ids[np.cumsum(lengths) - 1].tolist()
+    ends = np.cumsum(lengths) - 1
+    names = ids[ends].tolist()
     if lengths.min() != lengths.max():
         odd = int(np.flatnonzero(lengths != lengths[0])[0])
         raise InputError(
             f"{where}: series {names[odd]} has {lengths[odd]} states and series {names[0]} has {lengths[0]}; all must "
             "have as many: cut them, or give each length its own file"
         )
-    return rows[order].reshape(len(lengths), lengths[0], -1), names
+    return rows[order].reshape(len(lengths), lengths[0], -1), names, steps[ends].tolist()
 
 
 def _number(text: str, column: str, line: str) -> float:

@@ -18,7 +18,9 @@ from igebm.evaluation.features import QUIET
 from igebm.evaluation.settings import Rollout
 from igebm.forecast import Forecaster
 from igebm.nets.trajectory import TrajectoryPredictor
+from igebm.runtime import probe
 from igebm.shapes import SeriesShape
+from igebm.training.run import open_loader, shape_of
 
 SHAPE = SeriesShape(2, ("x", "y"), (1.0, -1.0), (2.0, 0.5))
 
@@ -234,6 +236,41 @@ def test_a_users_series_train_resume_and_roll_out(name, waves, tmp_path, capsys)
     assert main(["eval", "rollout", str(run), "--length", "2", "--n", "4", "--out", str(tmp_path / "o2")]) == 0
     assert list(json.loads((tmp_path / "o2" / "rollout.json").read_text())["numbers"]["kinds"]) == ["run"]
     assert (out / "rollout.png").exists() and (out / "rollout.gif").exists()
+
+
+def test_a_run_goes_on_with_other_series_in_its_own_scaling(waves, tmp_path, capsys):
+    """Waves ten times as high about 5 have another mean and deviation; the run keeps those that its weights know, and
+    its first batch is the new data in them. Without names the columns are taken in their order."""
+    run, rng = tmp_path / "run", np.random.default_rng(1)
+    words = ["train", "balls-feedforward", "--data", str(waves), "--width", "8", "--batch", "8", "--threads", "1"]
+    assert main([*words, "--steps", "2", "--out", str(run)]) == 0
+    before = forecast.load(run).shape
+    t = np.arange(30) * 0.3 + rng.uniform(0, 6, (4, 1))
+    more = (5 + 10 * np.stack([np.sin(t), np.cos(t)], -1)).astype(np.float32)
+    np.save(tmp_path / "more.npy", more)
+    resume = ["train", "--resume", str(run), "--threads", "1", "--steps"]
+    capsys.readouterr()
+    assert main([*resume, "3", "--data", str(tmp_path / "more.npy")]) == 0
+    told = capsys.readouterr().err
+    assert f"more.npy has x1, x2: taken, in this order, for the x, y of {run}" in told
+    assert f"the data, or their order, are not those that {run} had" in told and "from step 2" in told
+    assert forecast.load(run).shape == before
+    facts = json.loads((run / "preset.json").read_text())["facts"]
+    assert [since["step"] for since in facts["data_since"]] == [2]
+    assert main([*resume, "4"]) == 0  # the same once more: nothing to say
+    assert "not those" not in capsys.readouterr().err
+    np.savez(tmp_path / "other.npz", x=more, features=np.array(["x", "z"]))
+    assert main([*resume, "5", "--data", str(tmp_path / "other.npz")]) == 2
+    assert f"{run} knows x, y; " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_resumed_run_sees_other_series_in_the_units_of_the_first():
+    """By hand: (v - 1) / 2 of one feature, (v + 1) * 2 of the other, whatever their own mean and deviation are."""
+    series = Series("s", np.array([[[-2.0, 1.0], [6.0, 2.0], [2.0, 3.0]]], np.float32), ("x", "y"))
+    preset = presets.Preset(network="trajectory", past=2, batch=1, buffer_size=0)
+    assert shape_of(preset, series, SHAPE) == SHAPE
+    x, y = open_loader(preset, series, SHAPE, probe("cpu", "float32", "off", 1))(0)
+    assert y[0, :, 0].tolist() == [-1.5, 2.5] and x[0, 0].tolist() == [0.5, 8.0]
 
 
 def test_a_predictor_learns_a_rotation(waves, tmp_path):

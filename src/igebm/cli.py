@@ -195,7 +195,7 @@ def _dry_run(asked: arguments.Train) -> int:
 
     opened = _opened(asked)
     preset, images, shape, runtime, *_ = opened
-    open_loader(preset, images, runtime)
+    open_loader(preset, images, shape, runtime)
     counted = cost(preset, shape)
     about = {
         "preset": asked.preset,

@@ -20,7 +20,7 @@ from ..data.fingerprint import fingerprint, same_data
 from ..data.folder import first_picture
 from ..data.images import existing
 from ..data.named import NAMES
-from ..data.series import Series, Windows, statistics
+from ..data.series import Series, Windows, matched, statistics
 from ..data.sources import load_series
 from ..errors import InputError
 from ..files import located, new_folder, what_is, writable_folder, write_json
@@ -80,7 +80,7 @@ def begin(opened: Opened) -> tuple[TrainState, Loader | Windows]:
     weights that do not fit."""
     preset, images, shape, runtime, source, facts = opened
     fits_memory(preset, shape, runtime)
-    loader = open_loader(preset, images, runtime)
+    loader = open_loader(preset, images, shape, runtime)
     state = states.start(preset, shape, runtime, facts)
     if source is not None:
         states.init_from(state, source)
@@ -135,11 +135,13 @@ def resume(
         saved["facts"] |= {"skip_bad": True} if skip_bad else {}
         images = open_data(preset, data_dir, saved["facts"].get("skip_bad", False))
         shape = from_dict(saved, folder)
+        if isinstance(images, Series) and isinstance(shape, SeriesShape):
+            images = matched(images, shape.features, str(folder), terminal.say)
         fits_memory(preset, shape, runtime)
         state = states.start(preset, shape, runtime, saved["facts"])
         check_data(state, images, folder, step)
         check_asked(preset, images)
-        loader = open_loader(preset, images, runtime)
+        loader = open_loader(preset, images, shape, runtime)
         states.restore(state, saved, folder / saved["file"])
         ranks.wait()  # all have read before one of them moves files
         if saved["file"] == states.PREVIOUS and ranks.rank() == 0:
@@ -290,12 +292,14 @@ def open_data(preset: Preset, data_dir: Path | None, skip_bad: bool) -> Images |
     )
 
 
-def open_loader(preset: Preset, found: Images | Series, runtime: Runtime) -> Loader | Windows:
+def open_loader(
+    preset: Preset, found: Images | Series, shape: Shape | SeriesShape, runtime: Runtime
+) -> Loader | Windows:
     if isinstance(found, Series):
-        mean, std = statistics(found)
+        assert isinstance(shape, SeriesShape)
         return Windows(
-            found, preset.past, preset.batch, mean, std, seed=preset.seed, device=runtime.device, rank=ranks.rank(),
-            world=ranks.size(),
+            found, preset.past, preset.batch, shape.mean, shape.std, seed=preset.seed, device=runtime.device,
+            rank=ranks.rank(), world=ranks.size(),
         )  # fmt: skip
     return Loader(
         found,
@@ -366,16 +370,19 @@ def fits_memory(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime) ->
         affordable(least_memory(preset, shape) / ranks.size(), flags)
 
 
-def shape_of(preset: Preset, found: Images | Series) -> Shape | SeriesShape:
+def shape_of(preset: Preset, found: Images | Series, had: Shape | SeriesShape | None = None) -> Shape | SeriesShape:
+    """The shape of these data. Series have the scaling of the run that goes on with them, which its weights know, where
+    it `had` one."""
     if isinstance(found, Series):
-        return SeriesShape(preset.past, found.features, *statistics(found))
+        scaling = (had.mean, had.std) if isinstance(had, SeriesShape) else statistics(found)
+        return SeriesShape(preset.past, found.features, *scaling)
     _, h, w, c = found.x.shape
     return Shape(c, h, w, found.classes, found.latents) if preset.conditional else Shape(c, h, w)
 
 
 def check_data(state: TrainState, images: Images | Series, folder: Path, step: int) -> None:
-    """Refuse data of another shape or with other classes; say so where they are merely other images, and note it."""
-    here = shape_of(state.preset, images)
+    """Refuse data of another shape or with other classes; say so where they are merely others, and note it."""
+    here = shape_of(state.preset, images, state.shape)
     if here != state.shape:
         raise InputError(
             f"{folder} was trained on {described(state.shape)}; now the data are {described(here)}: give those it had"

@@ -366,8 +366,9 @@ def init_from(state: TrainState, source: model.Model | Forecaster) -> None:
         predictor = lambda p: p.objective == "squared-error"
         if predictor(here) != predictor(there):
             differ.append(f"{source.name} is {'a plain predictor' if predictor(there) else 'an energy'}")
-        if source.shape != state.shape:
-            differ.append(f"{described(source.shape)} where the data are {described(state.shape)}")
+        had, now = described(source.shape), described(state.shape)
+        if had != now:  # series that differ in their scaling alone are described alike
+            differ.append(f"{had} where the data are {now}")
         raise InputError(f"{source.name} is of another network: {'; '.join(differ)}") if differ else error from None
     state.averages = ema.start(state.net)
     state.facts["init_from"] = f"{source.name} at step {source.step}"

@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from igebm.data.images import MissingSplit
+from igebm.data.series import Windows
 from igebm.data.series_files import load_series
 from igebm.errors import InputError
 
@@ -158,16 +160,86 @@ def test_rows_that_are_no_series_are_refused_with_their_line(tmp_path, lines, wo
     refused(write_csv(tmp_path / "a.csv", lines), *words)
 
 
-@pytest.mark.parametrize("head", ["series,time,height,speed", "series,step", "series,step,a,a", "series,step,a,", ""])
-def test_a_table_needs_its_columns(tmp_path, head):
-    refused(write_csv(tmp_path / "a.csv", [], head), "column")
-    refused(write_csv(tmp_path / "a.csv", [], "series;step;up"), "separate columns by commas, not by ';'")
-    refused(write_csv(tmp_path / "a.csv", [], "time,up"), "series says which of the series a row is of")
+@pytest.mark.parametrize(
+    "head, says",
+    [
+        ("series,step", "must have a column for each feature"),
+        ("series,step,a,a", "has two columns a"),
+        ("series,series,a", "has two columns series"),
+        ("step,a,", "has a column without a name"),
+        ("", "must have a column for each feature"),
+        ("series;step;up", "separate columns by commas, not by ';'"),
+        ("61.2,1.02", "begins with numbers (61.2, 1.02); its first line must name the columns"),
+    ],
+)
+def test_a_table_needs_its_columns(tmp_path, head, says):
+    refused(write_csv(tmp_path / "a.csv", [], head), says)
+
+
+def test_a_table_without_series_is_one_and_without_step_in_order(tmp_path):
+    """Of a file with both columns, one or none: the same numbers, and a line that says what was taken."""
+    both, told = rows(), []
+    one = [row for row in both if row[0] == "a"]
+    cases = {
+        "both": ("series,step,height,speed", both, X, None),
+        "no-step": ("series,height,speed", [(s, a, b) for s, _, a, b in both], X,
+                    "has no column step: the rows of a series follow each other as they stand (3 series of 5 states)"),
+        "no-series": ("step,height,speed", [row[1:] for row in reversed(one)], X[1:2],
+                      "has no column series: all rows are one series (1 series of 5 states)"),
+        "neither": ("height,speed", [row[2:] for row in one], X[1:2],
+                    "has no column series or step: all rows are one series, as they stand (1 series of 5 states)"),
+    }  # fmt: skip
+    for name, (head, lines, x, said) in cases.items():
+        columns = zip(head.split(","), zip(*lines, strict=True), strict=True)
+        pq.write_table(pa.table({key: pa.array(values) for key, values in columns}), tmp_path / f"{name}.parquet")
+        for path in (write_csv(tmp_path / f"{name}.csv", lines, head), tmp_path / f"{name}.parquet"):
+            told.clear()
+            found = load_series(path, say=told.append)
+            assert np.array_equal(found.x, x) and found.features == NAMES, path
+            assert told == ([f"{path} {said}"] if said else [])
+    # Rows of several series in turn: each in its own order. The last step is the file's own 5, else 4 counted from 0.
+    mixed = [both[i] for i in (0, 5, 1, 6, 2, 7)]
+    found = load_series(write_csv(tmp_path / "m.csv", [(s, a, b) for s, _, a, b in mixed], "series,height,speed"))
+    assert np.array_equal(found.x, X[:2, :3]) and (found.ids, found.last) == (("b", "a"), (2, 2))
+    assert load_series(tmp_path / "both.csv").last == (5, 5, 5) and load_series(tmp_path / "neither.csv").last == (4,)
+
+
+def test_a_column_of_times_or_words_is_named_with_what_to_do(tmp_path):
+    times = [(f"2024-01-0{k + 1} 00:00", k, 0.5 * k) for k in range(4)]
+    hint = "leave out one of times or other words"
+    refused(write_csv(tmp_path / "a.csv", times, "time,up,down"), "line 2", "'2024-01-01 00:00' in column time", hint)
+    at = pa.array(np.arange(4).astype("datetime64[D]"))
+    pq.write_table(pa.table({"time": at, "up": pa.array([0.0, 1.0, 2.0, 4.0])}), tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", "column time holds date32", hint)
+
+
+def test_windows_and_the_check_of_one_long_series(tmp_path, capsys):
+    """Of 10 states 7 windows of 3 and the next: each state from the fourth on once an epoch, after the three before."""
+    from igebm.cli import main
+
+    path = write_csv(tmp_path / "long.csv", [(k, -k) for k in range(10)], "up,down")
+    series = load_series(path)
+    windows = Windows(series, 3, 7, (0.0, 0.0), (1.0, 1.0))
+    x, y = windows(0)
+    assert sorted(x[:, 0, 0].tolist()) == list(range(3, 10))
+    assert (y[:, :, 0] == x[:, :, 0] - torch.tensor([3.0, 2.0, 1.0])).all()
+    assert main(["data", "check", str(path), "--json"]) == 0
+    told = capsys.readouterr()
+    split = json.loads(told.out)["splits"]["train"]
+    assert (split["series"], split["states"]) == (1, 10) and told.err.count("all rows are one series") == 1
+    assert split["of_features"]["up"] == pytest.approx({"mean": 4.5, "std": 8.25**0.5, "least": 0, "greatest": 9})
+    words = ["train", "balls-feedforward", "--data", str(path), "--width", "8", "--batch", "4", "--steps", "1"]
+    assert main([*words, "--threads", "1", "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert (
+        main(["forecast", str(tmp_path / "run"), str(path), "--steps", "2", "--out", str(tmp_path / "next.csv")]) == 0
+    )
+    assert [row.split(",")[:2] for row in (tmp_path / "next.csv").read_text().split()[1:]] == [["0", "10"], ["0", "11"]]
 
 
 def test_a_head_of_several_lines_is_shown_in_one(tmp_path):
     """Damage can leave a quote open: what follows it is a name, over lines and all."""
-    refused(write_csv(tmp_path / "a.csv", [("b", 1, 0.5)], 'series,"st'), r"got: series, st\x0ab,1,0.5")
+    refused(write_csv(tmp_path / "a.csv", [("b", 1, 0.5)], 'series,,"st'), r"among series, , st\x0ab,1,0.5")
 
 
 def test_parquet_columns_must_hold_numbers_without_gaps(tmp_path):

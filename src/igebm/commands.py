@@ -191,7 +191,7 @@ def check(asked: DataCheck) -> None:
     if asked.series or data.sources.are_series(asked.data):
         if asked.image_size or asked.channels or asked.skip_bad:
             raise InputError(f"{asked.data}: --image-size, --channels and --skip-bad are for images")
-        found = data.check_series(asked.data)
+        found = data.check_series(asked.data, terminal.say)
         terminal.result(found, asked.json, lambda: "\n".join(terminal.pretty(found)))
         return
     with terminal.bar("looking") as screen:

@@ -62,7 +62,7 @@ def forecast(asked: Forecast) -> None:
 
 def read(asked: Forecast, m: Forecaster) -> tuple[Series, str]:
     """The series under the model's features, and the split that they are of."""
-    options: dict[str, Any] = {"least": m.shape.past}
+    options: dict[str, Any] = {"least": m.shape.past, "say": terminal.say}
     split = asked.split or "test"
     try:
         series = load_series(asked.data, split, **options)

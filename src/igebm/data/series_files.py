@@ -1,33 +1,33 @@
 """A user's own time series, from a file: .npz or .npy (an array, series x steps x features), .csv or .parquet (a row a
-state: `series`, `step`, and a column a feature).
+state: `series`, `step`, and a column a feature; without `series` all rows are one, without `step` they are in order).
 
 Nothing is unpickled, filled in or cut to fit: what is missing, not a number or of another length is refused by name.
 """
 
 import csv
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
-from ..errors import InputError
+from ..errors import InputError, many
 from .arrays import names_in, read_npy, read_npz
-from .images import MissingSplit, canonical, existing, shown
+from .images import MissingSplit, canonical, existing, shown, silent
 from .series import Series, unnamed
 
 KINDS = (".npz", ".npy", ".csv", ".parquet")
 KEYS = ("series", "step")
 
 
-def load_series(path: str | Path, split: str = "train", least: int = 2) -> Series:
+def load_series(path: str | Path, split: str = "train", least: int = 2, say: Callable[[str], None] = silent) -> Series:
     """One split of a file of time series: x float32 (n, t, f) and the features' names.
 
     An .npz may hold `train_x`, `test_x`, ... or one set (`x`, `series` or `arr_0`), which is the train split, and
     `features`, the columns' names; the other kinds hold the train split alone. `least` is the number of states that
-    each series must have. Raises InputError, in one line, for what is wrong with the file; it is a MissingSplit where
-    the file is sound but lacks the split.
+    each series must have; what a table without `series` or `step` is taken for is told to `say`. Raises InputError, in
+    one line, for what is wrong with the file; it is a MissingSplit where the file is sound but lacks the split.
     """
     path, wanted = Path(path), canonical(split)
     where, kind = shown(path), path.suffix.lower()
@@ -45,7 +45,7 @@ def load_series(path: str | Path, split: str = "train", least: int = 2) -> Serie
     elif kind == ".npy":
         x, names = read_npy(path), ()
     else:
-        x, names, ids, last = (_csv if kind == ".csv" else _parquet)(path, where)
+        x, names, ids, last = (_csv if kind == ".csv" else _parquet)(path, where, say)
     return Series(where, *checked(x, names, least, where, ids), tuple(ids), tuple(last))
 
 
@@ -110,13 +110,17 @@ Table = tuple[np.ndarray, tuple[str, ...], list[str], list[int]]
 """series x steps x features, the features' names, what the series are called, and the step of each one's last state"""
 
 
-def _csv(path: Path, where: str) -> Table:
+def _csv(path: Path, where: str, say: Callable[[str], None]) -> Table:
     ids: list[str] = []
     steps, lines, values = array("q"), array("q"), array("d")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             head = [word.strip() for word in next(reader, [])]
+            if head and all(map(_is_number, head)):
+                raise InputError(
+                    f"{where} begins with numbers ({', '.join(head)}); its first line must name the columns"
+                )
             names, a, b = _columns(head, where)
             rest = [i for i in range(len(head)) if i not in (a, b)]
             for row in reader:
@@ -125,8 +129,9 @@ def _csv(path: Path, where: str) -> Table:
                 line = f"{where}, line {reader.line_num}"
                 if len(row) != len(head):
                     raise InputError(f"{line}: {len(row)} values under {len(head)} names")
-                ids.append(row[a])
-                steps.append(_whole(row[b], line))
+                ids.append("0" if a is None else row[a])
+                if b is not None:
+                    steps.append(_whole(row[b], line))
                 lines.append(reader.line_num)
                 values.extend([_number(row[i], head[i], line) for i in rest])
     except UnicodeDecodeError as error:
@@ -142,11 +147,13 @@ def _csv(path: Path, where: str) -> Table:
         value, line = rows[bad[0], column], lines[bad[0]]
         raise InputError(f"{where}, line {line}: {value} in column {names[column]} (series {ids[bad[0]]}); "
                          f"{len(bad)} such lines in all: repair or drop those series")  # fmt: skip
-    x, ids, last = _stacked(np.array(ids), np.array(steps, np.int64), rows, where)
+    which = np.array(ids)
+    x, ids, last = _stacked(which, counted(which) if b is None else np.array(steps, np.int64), rows, where)
+    _say_taken(a, b, x, where, say)
     return x, names, ids, last
 
 
-def _parquet(path: Path, where: str) -> Table:
+def _parquet(path: Path, where: str, say: Callable[[str], None]) -> Table:
     # Arrow comes with `datasets`; reading images never needs it directly, so it is imported here.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -158,38 +165,59 @@ def _parquet(path: Path, where: str) -> Table:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{where} is not a Parquet file that can be read, or it is damaged: {reason}") from None
-    names, _, _ = _columns(head, where)
-    for name in (*KEYS, *names):
+    names, a, b = _columns(head, where)
+    for name in (*(key for key in KEYS if key in head), *names):
         kind, nulls = table.schema.field(name).type, table.column(name).null_count
         number = pa.types.is_integer(kind) or (name not in KEYS and pa.types.is_floating(kind))
         if nulls:
             raise InputError(f"{where} has {nulls} empty cells in column {name}; repair or drop those series")
         if name != "series" and not number:
-            raise InputError(
-                f"{where}: column {name} holds {kind} where {'whole ' * (name == 'step')}numbers are wanted"
-            )
-    ids = np.array([str(v) for v in cells])
+            wanted = "whole numbers are wanted" if name == "step" else f"numbers are wanted; {LEAVE_OUT}"
+            raise InputError(f"{where}: column {name} holds {kind} where {wanted}")
+    ids = np.array(["0"] * len(table) if a is None else [str(v) for v in cells])
+    steps = counted(ids) if b is None else table.column("step").to_numpy().astype(np.int64)
     columns = [table.column(name).to_numpy().astype(np.float64) for name in names]
     rows = np.stack(columns, 1) if len(table) else np.empty((0, len(names)))
-    x, series, last = _stacked(ids, table.column("step").to_numpy().astype(np.int64), rows, where)
+    x, series, last = _stacked(ids, steps, rows, where)
+    _say_taken(a, b, x, where, say)
     return x, names, series, last
 
 
-def _columns(head: Sequence[str], where: str) -> tuple[tuple[str, ...], int, int]:
-    """The features' names, and where `series` and `step` stand."""
+def _columns(head: Sequence[str], where: str) -> tuple[tuple[str, ...], int | None, int | None]:
+    """The features' names, and where `series` and `step` stand, if they do."""
     names = tuple(word for word in head if word not in KEYS)
-    if sorted(word for word in head if word in KEYS) != sorted(KEYS) or not names or "" in names:
-        other = next((mark for mark in ";\t|" if len(head) == 1 and mark in head[0]), "")
-        hint = f"; separate columns by commas, not by {other!r}" if other else (
-            "; series says which of the series a row is of, step its place there (0, 1, 2, ...)"
-        )  # fmt: skip
-        raise InputError(
-            f"{where} must have the columns series, step and at least one feature, got: {', '.join(head)}{hint}"
-        )
-    twice = sorted({name for name in names if names.count(name) > 1})
+    other = next((mark for mark in ";\t|" if len(head) == 1 and mark in head[0]), "")
+    if other:
+        raise InputError(f"{where} has one column, {head[0]}; separate columns by commas, not by {other!r}")
+    if not names:
+        raise InputError(f"{where} must have a column for each feature, beside series and step; got: {', '.join(head)}")
+    if "" in names:
+        hint = "name it, or leave it out where it only numbers the rows"
+        raise InputError(f"{where} has a column without a name among {', '.join(head)}; {hint}")
+    twice = sorted({name for name in head if head.count(name) > 1})
     if twice:
         raise InputError(f"{where} has two columns {twice[0]}")
-    return names, head.index("series"), head.index("step")
+    a, b = (head.index(key) if key in head else None for key in KEYS)
+    return names, a, b
+
+
+def counted(ids: np.ndarray) -> np.ndarray:
+    """The place of each row among those of its series, from 0."""
+    _, which, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    order = np.argsort(which, kind="stable")
+    steps = np.empty(len(ids), np.int64)
+    steps[order] = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return steps
+
+
+def _say_taken(a: int | None, b: int | None, x: np.ndarray, where: str, say: Callable[[str], None]) -> None:
+    """What a table without `series` (a) or `step` (b) is taken for."""
+    missing = [key for key, column in zip(KEYS, (a, b), strict=True) if column is None]
+    if missing:
+        what = "all rows are one series" if a is None else "the rows of a series follow each other as they stand"
+        what += ", as they stand" if len(missing) == 2 else ""
+        found = f"{many(len(x), 'series', 'series')} of {many(x.shape[1], 'state')}"
+        say(f"{where} has no column {' or '.join(missing)}: {what} ({found})")
 
 
 def _stacked(
@@ -220,13 +248,24 @@ def _stacked(
     return rows[order].reshape(len(lengths), lengths[0], -1), names, steps[ends].tolist()
 
 
+LEAVE_OUT = (
+    "call a column series that says which series a row is of, and leave out one of times or other words: rows follow "
+    "each other by step, or as they stand without it"
+)
+
+
 def _number(text: str, column: str, line: str) -> float:
+    if _is_number(text):
+        return float(text)
+    hint = f"; {LEAVE_OUT}" if text.strip() else "; fill the cell, or leave out those rows or that column"
+    raise InputError(f"{line}: {text!r} in column {column} is not a number{hint}")
+
+
+def _is_number(text: str) -> bool:
     try:
-        if "_" not in text:  # float() takes 1_000, which no table means
-            return float(text)
+        return "_" not in text and float(text) is not None  # float() takes 1_000, which no table means
     except ValueError:
-        pass
-    raise InputError(f"{line}: {text!r} in column {column} is not a number")
+        return False
 
 
 def _whole(text: str, line: str) -> int:

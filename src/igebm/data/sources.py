@@ -104,10 +104,10 @@ def _balls(spec: str) -> int | None:
     return None if found is None else int(found[1] or 1)
 
 
-def load_series(spec: str, split: str = "train", least: int = 2) -> "Series":
+def load_series(spec: str, split: str = "train", least: int = 2, say: Callable[[str], None] = silent) -> "Series":
     """One split of a set of time series: "balls", "balls-2", "balls-3", ... (simulated), or a file of them.
 
-    `least` is the number of states that each series must have. Raises InputError as `load` does.
+    `least` is the number of states that each series must have. Raises InputError, and tells `say`, as `load` does.
     """
     from . import balls, series_files
 
@@ -121,7 +121,7 @@ def load_series(spec: str, split: str = "train", least: int = 2) -> "Series":
     if what_is(path) != "file" and not path.suffix:
         error = unknown("set of time series", shown(spec), ("balls", "balls-2"))
         raise InputError(f"{error}; a file of series ({', '.join(series_files.KINDS)}) also works")
-    return series_files.load_series(spec, split, least)._replace(split=canonical(split))
+    return series_files.load_series(spec, split, least, say)._replace(split=canonical(split))
 
 
 def _load_path(

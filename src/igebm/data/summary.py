@@ -73,8 +73,8 @@ def check(
     }  # fmt: skip
 
 
-def check_series(spec: str) -> dict[str, Any]:
-    """The same of time series.
+def check_series(spec: str, say: Callable[[str], None] = silent) -> dict[str, Any]:
+    """The same of time series; `say` as for `load_series`.
 
     Keys: `name`, `features` (names), `splits`: of each `series` (their number), `states` (of each), and `of_features`:
     mean, standard deviation, least and greatest value by name; `warnings`.
@@ -83,7 +83,7 @@ def check_series(spec: str) -> dict[str, Any]:
     missing: list[MissingSplit] = []
     for split in ("train", "test"):
         try:
-            found[split] = load_series(spec, split)
+            found[split] = load_series(spec, split, say=say)
         except MissingSplit as error:
             missing.append(error)
     if not found:

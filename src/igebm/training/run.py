@@ -280,7 +280,7 @@ def open_machine(
 
 def open_data(preset: Preset, data_dir: Path | None, skip_bad: bool) -> Images | Series:
     if preset.network == "trajectory":
-        return load_series(preset.data, "train", preset.past + 1)
+        return load_series(preset.data, "train", preset.past + 1, terminal.say)
     return data.load(
         preset.data,
         "train",

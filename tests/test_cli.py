@@ -233,7 +233,12 @@ def test_dry_runs_of_series_count_too(name, tmp_path, capsys, monkeypatch):
     """The dense layer alone has 2 x width operations; a gradient at the weights costs more than one at the states."""
     monkeypatch.chdir(tmp_path)
     assert main(["train", name, "--dry-run", "--width", "8", "--batch", "4"]) == 0
-    c = json.loads(capsys.readouterr().out)["cost"]
+    told = capsys.readouterr()
+    about = json.loads(told.out)
+    c, here = about["cost"], about["here"]
+    seconds = here["seconds_per_iteration"] * about["settings"]["steps"]
+    assert here["hours"] == pytest.approx(seconds / 3600, rel=0.02) and here["seconds_per_iteration"] > 0
+    assert " here (the best of 2 iterations)" in told.err
     step, update = c["flop_per_image_and_chain_step"], c["flop_per_image_and_update"]
     assert update > step >= (0 if name == "balls-feedforward" else 16) and c["flop_per_iteration"] >= 4 * update
     assert list(tmp_path.iterdir()) == []

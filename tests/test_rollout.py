@@ -3,6 +3,7 @@ from a file through training to the figure at the command line."""
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from igebm import forecast, presets
 from igebm.cli import main
 from igebm.data.series import Series, Windows, statistics
-from igebm.errors import InputError
+from igebm.errors import Fault, InputError
 from igebm.evaluation import rollout
 from igebm.evaluation.features import QUIET
 from igebm.evaluation.settings import Rollout
@@ -20,6 +21,7 @@ from igebm.forecast import Forecaster
 from igebm.nets.trajectory import TrajectoryPredictor
 from igebm.runtime import probe
 from igebm.shapes import SeriesShape
+from igebm.training import cost
 from igebm.training.run import open_loader, shape_of
 
 SHAPE = SeriesShape(2, ("x", "y"), (1.0, -1.0), (2.0, 0.5))
@@ -271,6 +273,25 @@ def test_a_resumed_run_sees_other_series_in_the_units_of_the_first():
     assert shape_of(preset, series, SHAPE) == SHAPE
     x, y = open_loader(preset, series, SHAPE, probe("cpu", "float32", "off", 1))(0)
     assert y[0, :, 0].tolist() == [-1.5, 2.5] and x[0, 0].tolist() == [0.5, 8.0]
+
+
+def test_a_run_on_series_is_timed_by_its_iterations_but_the_first(monkeypatch):
+    """By a clock that each iteration moves: 9 seconds for the first, 2 and 3 for those that count. 2 s x 1,800 are an
+    hour."""
+    clock, took = [0.0], iter([9.0, 2.0, 3.0])
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(cost, "train_step", lambda *_: clock.__setitem__(0, clock[0] + next(took)))
+    preset = presets.Preset(network="trajectory", past=2, batch=6, buffer_size=0, steps=1800, width=8)
+    windows, runtime = Windows(ramp(), 2, 6, SHAPE.mean, SHAPE.std), probe("cpu", "float32", "off", 1)
+    found = cost.time_here(preset, SHAPE, runtime, {}, windows)
+    assert (found["seconds_per_iteration"], found["hours"]) == (2.0, 1.0)
+    with monkeypatch.context() as patch:
+
+        def lost(*_):
+            raise Fault("the loss is not finite")
+
+        patch.setattr(cost, "train_step", lost)
+        assert cost.time_here(preset, SHAPE, runtime, {}, windows) == {}
 
 
 def test_a_predictor_learns_a_rotation(waves, tmp_path):

@@ -195,7 +195,7 @@ def _dry_run(asked: arguments.Train) -> int:
 
     opened = _opened(asked)
     preset, images, shape, runtime, *_ = opened
-    open_loader(preset, images, shape, runtime)
+    loader = open_loader(preset, images, shape, runtime)
     counted = cost(preset, shape)
     about = {
         "preset": asked.preset,
@@ -206,7 +206,7 @@ def _dry_run(asked: arguments.Train) -> int:
         "classes": len(getattr(images, "classes", ())),
         "temperature": temperature(preset),
         "cost": counted,
-        "here": time_here(preset, shape, runtime, counted) | {"bytes_at_least": least_memory(preset, shape)},
+        "here": time_here(preset, shape, runtime, counted, loader) | {"bytes_at_least": least_memory(preset, shape)},
     }
     terminal.result(about, True, str)
     here = about["here"]

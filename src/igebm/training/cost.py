@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import presets
+from ..data import Loader
+from ..data.series import Windows
 from ..energy import Energy, energy_and_grad
+from ..errors import Fault
 from ..model import build_kernel, build_net
 from ..nets.bound import attached, frozen, sampled, updated
 from ..nets.image import least_weights
@@ -20,6 +23,9 @@ from ..runtime import Runtime
 from ..samplers import run
 from ..samplers.chain import segment_length
 from ..shapes import SeriesShape, Shape
+from . import state as states
+from .guard import Guard
+from .loop import train_step
 
 
 def cost(preset: Preset, shape: Shape | SeriesShape) -> dict[str, Any]:
@@ -62,12 +68,19 @@ FEW = 64
 """images that a chain step is timed on, at most: fewer would leave a processor less busy than training does"""
 
 
-def time_here(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, flop: dict[str, Any]) -> dict[str, Any]:
-    """How long a run on images takes on this machine, by its operations (`flop` is of `cost`) at the rate of a chain's
-    step: the best of a few, on a few images, warm. Nothing is compiled for it: where a run is, it takes less. Empty for
-    series, whose steps are too small for a rate."""
-    if isinstance(shape, SeriesShape):
-        return {}
+def time_here(
+    preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, flop: dict[str, Any], loader: Loader | Windows
+) -> dict[str, Any]:
+    """How long a run takes on this machine. On images by its operations (`flop` is of `cost`) at the rate of a chain's
+    step: the best of a few, on a few images, warm. Nothing is compiled for it: where a run is, it takes less. On
+    series, whose steps are too small for a rate, by whole iterations; empty where those leave the numbers."""
+    if isinstance(loader, Windows):
+        try:
+            each = seconds_each(preset, shape, runtime, loader)
+        except Fault:  # training will say of it what it can
+            return {}
+        return over_all(each, preset) | {"by": f"the best of {TIMED} iterations", "runtime": runtime.reason}
+    assert isinstance(shape, Shape)
     net, n = build_net(preset, shape).to(runtime.device), min(FEW, preset.batch)
     twin = sampled(net, runtime.dtype, False if runtime.traced else runtime.compiled)
     x, y = torch.rand(n, *shape.item, device=runtime.device), None
@@ -80,11 +93,32 @@ def time_here(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, flop
         float(run(kernel, E, x, 2)[0].x.sum())  # a GPU is waited for
         seconds.append((time.perf_counter() - start) / (2 * n))
     each = min(seconds[1:]) / flop["flop_per_image_and_chain_step"] * flop["flop_per_iteration"]
+    return over_all(each, preset) | {
+        "by": f"a chain step on {n} images" + (", not compiled: compiled it takes less" if runtime.traced else ""),
+        "runtime": runtime.reason,
+    }
+
+
+TIMED = 2
+"""iterations on series that are timed, after one that warms up"""
+
+
+def seconds_each(preset: Preset, shape: Shape | SeriesShape, runtime: Runtime, loader: Windows) -> float:
+    """Seconds of an iteration on these data, by a new run's first ones, which goes no further. Raises Fault where its
+    numbers are not finite."""
+    state, guard, seconds = states.start(preset, shape, runtime, {}), Guard(math.inf), []
+    for _ in range(1 + TIMED):
+        start = time.perf_counter()
+        train_step(state, loader, guard)  # its metrics are numbers, so that a GPU is waited for
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def over_all(each: float, preset: Preset) -> dict[str, float]:
+    """Seconds of an iteration and hours of all that a run has, to three digits."""
     return {
         "seconds_per_iteration": float(f"{each:.3g}"),
         "hours": float(f"{each * preset.steps / 3600:.3g}"),
-        "by": f"a chain step on {n} images" + (", not compiled: compiled it takes less" if runtime.traced else ""),
-        "runtime": runtime.reason,
     }
 
 

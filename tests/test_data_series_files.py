@@ -291,3 +291,26 @@ def test_changes_too_fine_for_float32_are_refused_and_not_rounded_away(tmp_path)
         load_series(tmp_path / "a.npy")
     np.save(tmp_path / "b.npy", x - x.mean((0, 1)))
     assert load_series(tmp_path / "b.npy").x.std() == pytest.approx(1, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "arrays, hinted",
+    [
+        ({"train_x": X, "features": np.array(NAMES)}, True),  # below 0: no pixels
+        ({"x": np.zeros((4, 9, 3), np.float32)}, True),  # the channels cannot be told
+        ({"series": X}, True),  # no array that could be images
+        ({"x": np.zeros((4, 9, 3), np.uint8)}, False),
+        ({"x": np.full((4, 9, 9, 1), 2.0)}, False),
+    ],
+)
+def test_what_is_no_set_of_images_but_may_be_series_says_how_they_are_looked_at(arrays, hinted, tmp_path, capsys):
+    from igebm.cli import main
+
+    np.savez(tmp_path / "sensors.npz", **arrays)
+    assert main(["data", "check", str(tmp_path / "sensors.npz")]) == 2
+    told = capsys.readouterr().err
+    assert ("if it holds time series: igebm data check --series" in told) == hinted and told.count("\n") == 1
+    if hinted:
+        x = next(iter(arrays.values()))
+        assert main(["data", "check", str(tmp_path / "sensors.npz"), "--series", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["splits"]["train"]["states"] == x.shape[1]

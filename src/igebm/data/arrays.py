@@ -43,9 +43,15 @@ def load_file(
     """
     where = shown(path)
     arrays = read_npz(path) if path.suffix.lower() == ".npz" else {"x": read_npy(path)}
-    pixels, labels, classes = sort_arrays(arrays, where)
     wanted = canonical(split)
-    if wanted not in pixels:
+    try:
+        pixels, labels, classes = sort_arrays(arrays, where)
+        x = as_uint8(pixels[wanted], f"{where} ({wanted})") if wanted in pixels else None
+    except InputError as error:
+        if not perhaps_series(arrays):
+            raise
+        raise InputError(f"{error}; {SERIES}") from None
+    if x is None:
         raise MissingSplit(where, split, pixels)
     counts = {s: len(a) if a.ndim else 0 for s, a in pixels.items()}
     bad = not_finite(pixels[wanted]) if skip_bad else []
@@ -64,6 +70,16 @@ def load_file(
     ys, classes = tidy_labels(labels, counts, classes, where, say)
     y = ys[wanted][kept] if wanted in ys else None
     return Images(name or where, fitted(x, image_size, channels), y, classes if y is not None else ())
+
+
+SERIES = "if it holds time series: igebm data check --series, igebm train balls-langevin --data"
+
+
+def perhaps_series(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether arrays that cannot be images may be time series: by their names, or as floats with three axes."""
+    return not arrays.keys().isdisjoint(("features", "series")) or any(
+        x.ndim == 3 and x.dtype.kind == "f" for x in arrays.values()
+    )
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -110,6 +110,7 @@ def test_futures_spread_as_a_random_walk_does(file, tmp_path, monkeypatch, capfd
             assert x[:, i, :, j].mean(0) == pytest.approx(np.full(3, last[j]), abs=0.08 * std)
             low, high = (np.array(about["series"][i][f"percentile_{p}"])[:, j] for p in (10, 90))
             assert high - low == pytest.approx(2 * 1.2816 * std * spread, rel=0.07)
+    assert len(np.unique(x[:, 0, 0, 0])) > 3900  # of float32; in parts of 2,048 futures, each with noise of its own
     rows = table(out / "forecast.csv")
     assert len(rows) == 4000 * 2 * 3 and [int(r["sample"]) for r in rows[:7]] == [0, 0, 0, 1, 1, 1, 2]
     assert np.float32(rows[4]["down"]) == x[1, 0, 1, 1]

@@ -24,6 +24,10 @@ from .forecast import Forecaster
 from .report import figures
 from .runtime import probe
 
+MOST_FUTURES = 10_000
+"""of a series, in one call"""
+CHAINS = 4096
+"""at a time: memory for more is no faster"""
 BAND = (10, 90)
 """percentiles of the futures between which the band lies"""
 SHOWN = 4
@@ -35,8 +39,8 @@ LINES = 20
 def forecast(asked: Forecast) -> None:
     """`igebm forecast`: the folder with forecast.csv, .npy, .png and .json, or the one file that --out names."""
     start = time.perf_counter()
-    for flag, value in (("--steps", asked.steps), ("--n", asked.n)):
-        within(flag, value, 1, MOST)
+    within("--steps", asked.steps, 1, MOST)
+    within("--n", asked.n, 1, MOST_FUTURES)
     within("--seed", asked.seed, 0, 2**31 - 1)
     m = models.load(asked.model)
     if m.plain and asked.n > 1:
@@ -76,10 +80,17 @@ def read(asked: Forecast, m: Forecaster) -> tuple[Series, str]:
 def futures(
     m: Forecaster, series: Series, steps: int, n: int, seed: int, progress=lambda done, total: None
 ) -> Float32[np.ndarray, "n s t f"]:
-    """n futures of each of s series. The first is `m.rollout` of their last states with the same seed where n is 1."""
-    past = series.x[:, -m.shape.past :]
-    found = m.rollout(np.tile(past, (n, 1, 1)), steps, seed, progress=progress)
-    return found.reshape(n, *past.shape[:1], *found.shape[1:])
+    """n futures of each of s series, as many at a time as make CHAINS chains. The first of these are `m.rollout`'s with
+    the same seed."""
+    past, found = series.x[:, -m.shape.past :], []
+    each = max(1, CHAINS // len(past))
+    counts = [min(each, n - k) for k in range(0, n, each)]
+    for i, count in enumerate(counts):
+        own = seed if i == 0 else int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
+        tell = lambda done, total, i=i: progress(i * total + done, len(counts) * total)
+        x = m.rollout(np.tile(past, (count, 1, 1)), steps, own, progress=tell)
+        found.append(x.reshape(count, *past.shape[:1], *x.shape[1:]))
+    return np.concatenate(found)
 
 
 @contextmanager

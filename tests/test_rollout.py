@@ -177,6 +177,17 @@ def seeded(seed: int, name: str, kind: str = "p") -> Forecaster:
     return Forecaster(net, presets.named("balls-feedforward"), SHAPE, name, 1, {"preset": kind, "seed": seed})
 
 
+def test_rollouts_are_as_long_as_series_let_them_be(tmp_path, capsys):
+    """Series of 10 states after 2 known: 8 are predicted without --length; features without names are taken in order."""
+    x = np.random.default_rng(0).normal(size=(3, 10, 2)).astype(np.float32)
+    np.savez(tmp_path / "s.npz", test_x=x)
+    m = replace(seeded(0, "a"), shape=SeriesShape(2, ("warm", "wet"), (0.0, 0.0), (1.0, 1.0)))
+    told = rollout.run([m], Rollout(n=3), tmp_path, str(tmp_path / "s.npz"), 0, SimpleNamespace(step=lambda *_: None))
+    assert len(told["models"][0]["mse"]) == 8
+    said = capsys.readouterr().err
+    assert "has series of 10 states: rollouts of 8" in said and "x1, x2: taken, in this order, for the warm, wet" in said
+
+
 def test_one_model_does_not_count_as_two_seeds(tmp_path):
     a, b, copy = seeded(0, "a"), seeded(1, "b"), seeded(0, "c")
     rollout.refuse_twins([a, b])
@@ -188,6 +199,8 @@ def test_models_are_seeds_of_one_kind_where_preset_is_one_and_seeds_differ():
     a, b, c = seeded(0, "a"), seeded(1, "b"), seeded(2, "c", "q")
     assert rollout.of_one_kind([a, b, c]) == {"p": [0, 1], "q": [2]}
     assert rollout.of_one_kind([a, c]) == {"a": [0], "c": [1]}
+    wide = replace(seeded(3, "d"), preset=replace(a.preset, width=64))
+    assert rollout.of_one_kind([a, b, wide]) == {"a": [0], "b": [1], "d": [2]}  # their mean would be nobody's
     assert rollout.of_one_kind([a, seeded(0, "b"), c]) == {"a": [0], "b": [1], "c": [2]}  # other settings, one seed
     assert rollout.of_one_kind([a, seeded(0, "a")]) == {"a 1": [0], "a 2": [1]}
 

@@ -258,8 +258,8 @@ def rollout(asked: RolloutOf) -> int:
 
     if not asked.models:
         raise InputError("give at least one model of time series, such as balls-langevin")
-    if min(asked.options.length, asked.options.n, asked.options.average) < 1:
-        raise InputError("--length, --n and --average are at least 1")
+    for name in ("length", "n", "average"):
+        within(f"--{name}", getattr(asked.options, name), 1, MOST)
     within("--seed", asked.seed, 0, 2**31 - 1)
     models = [forecast.load(where) for where in asked.models]
     runtime = probe("cpu", "float32", "off", asked.threads)

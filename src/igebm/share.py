@@ -341,7 +341,7 @@ def usage(where: str, shape: Shape | SeriesShape, kind: str | None) -> list[str]
     if kind:
         return sh(f"igebm eval ood MODEL --baselines {terminal.quoted(where)}")
     if isinstance(shape, SeriesShape):
-        return sh(f"igebm eval rollout {terminal.quoted(where)}")
+        return sh(f"igebm forecast {terminal.quoted(where)} DATA\nigebm eval rollout {terminal.quoted(where)}")
     return [
         *sh(f"igebm sample {terminal.quoted(where)} --n 16"),
         "",

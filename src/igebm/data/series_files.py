@@ -46,7 +46,7 @@ def load_series(path: str | Path, split: str = "train", least: int = 2, say: Cal
         x, names = read_npy(path), ()
     else:
         x, names, ids, last = (_csv if kind == ".csv" else _parquet)(path, where, say)
-    return Series(where, *checked(x, names, least, where, ids), tuple(ids), tuple(last))
+    return Series(where, *checked(x, names, least, where, ids), wanted, tuple(ids), tuple(last))
 
 
 FINE = 100

@@ -121,7 +121,7 @@ def load_series(spec: str, split: str = "train", least: int = 2, say: Callable[[
     if what_is(path) != "file" and not path.suffix:
         error = unknown("set of time series", shown(spec), ("balls", "balls-2"))
         raise InputError(f"{error}; a file of series ({', '.join(series_files.KINDS)}) also works")
-    return series_files.load_series(spec, split, least, say)._replace(split=canonical(split))
+    return series_files.load_series(spec, split, least, say)
 
 
 def _load_path(

@@ -1,5 +1,6 @@
 """How far models of time series can be followed: the error of rollouts over 1, 2, ... states (section 5, Fig. 8)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from .. import terminal
 from ..data.images import to_test_on
-from ..data.series import Series
+from ..data.series import Series, matched
 from ..data.sources import load_series
 from ..errors import InputError
 from ..files import whole
@@ -23,26 +24,35 @@ SHOWN = (1, 2, 3, 5, 10, 20, 50, 100)
 """horizons in the table"""
 
 
+USUAL_LENGTH = 100
+"""states that are followed where series have as many"""
+
+
 def run(models: list[Forecaster], options: Rollout, out: Path, spec: str | None, seed: int, screen) -> dict[str, Any]:
     """Numbers of each model and of each kind (models of one preset, trained with several seeds), and the figures."""
     refuse_twins(models)
     spec = spec or models[0].preset.data
     past = max(m.shape.past for m in models)
-    series = test_series(spec, past + options.length)
+    series = test_series(spec, past + (options.length or 1))
     for m in models:
-        if m.shape.features != series.features:
-            raise InputError(f"{m.name} knows {', '.join(m.shape.features)}; {spec} has {', '.join(series.features)}")
-    truth = windows(series, past + options.length, options.n, seed)
+        if m.shape.features != models[0].shape.features:
+            raise InputError(f"{models[0].name} knows {', '.join(models[0].shape.features)}; "
+                             f"{m.name} knows {', '.join(m.shape.features)}")  # fmt: skip
+    series = matched(series, models[0].shape.features, models[0].name, terminal.say)
+    length = options.length or min(USUAL_LENGTH, series.x.shape[1] - past)
+    if not options.length and length < USUAL_LENGTH:
+        terminal.say(f"{spec} has series of {series.x.shape[1]} states: rollouts of {length}")
+    truth = windows(series, past + length, options.n, seed)
     unit = spreads(series)
     errors, paths = [], []
     for i, m in enumerate(models):
         tell = lambda done, total, i=i: screen.step(i * total + done, len(models) * total, models[i].name)
         start = truth[:, :past]
-        found = m.rollout(start, options.length, seed, options.steps, options.average, tell)
+        found = m.rollout(start, length, seed, options.steps, options.average, tell)
         errors.append(squared_error(found, truth[:, past:], unit))
         paths.append(found)
     kinds = of_one_kind(models)
-    still = squared_error(np.repeat(truth[:, past - 1 : past], options.length, 1), truth[:, past:], unit)
+    still = squared_error(np.repeat(truth[:, past - 1 : past], length, 1), truth[:, past:], unit)
     draw(out, errors, kinds, still)
     moving = animate(out, truth, paths, kinds, series.features, past)
     return {
@@ -89,18 +99,19 @@ def refuse_twins(models: list[Forecaster]) -> None:
 
 def of_one_kind(models: list[Forecaster]) -> dict[str, list[int]]:
     """The models of each preset, several being its seeds. By their own names, numbered where these are alike, where
-    each is alone, or where two of a preset have one seed: what differs between them is then another setting."""
+    each is alone, or where models of a preset differ in more than their seed."""
     of = [str(m.facts.get("preset", m.name)) for m in models]
     names = [m.name for m in models]
     own = names if len(set(names)) == len(names) else [f"{name} {i}" for i, name in enumerate(names, 1)]
     seeds = {(kind, m.facts.get("seed")) for kind, m in zip(of, models, strict=True)}
+    settings = {(kind, replace(m.preset, seed=0)) for kind, m in zip(of, models, strict=True)}
     alone = len(set(of)) == len(of) and own is names
-    labels = own if alone or len(seeds) < len(models) else of
+    labels = own if alone or len(seeds) < len(models) or len(settings) > len(set(of)) else of
     return {label: [i for i, other in enumerate(labels) if other == label] for label in labels}
 
 
 def test_series(spec: str, least: int) -> Series:
-    return to_test_on(spec, lambda split: load_series(spec, split, least), terminal.say)
+    return to_test_on(spec, lambda split: load_series(spec, split, least, terminal.say), terminal.say)
 
 
 def spreads(series: Series) -> Float[np.ndarray, " f"]:
@@ -158,7 +169,9 @@ def draw(
         for kind, members in kinds.items():
             many = np.stack([errors[i].mean(0)[:last] for i in members])
             x = np.arange(1, many.shape[1] + 1)
-            (line,) = ax.plot(x, many.mean(0), label=f"{kind} ({len(many)} seeds)" if len(many) > 1 else kind)
+            (line,) = ax.plot(
+                x, many.mean(0), label=figures.entry(f"{kind} ({len(many)} seeds)" if len(many) > 1 else kind)
+            )
             if len(many) > 1:
                 ax.fill_between(x, many.min(0), many.max(0), alpha=0.2, color=line.get_color())
         ahead = np.arange(1, still[:, :last].shape[1] + 1)

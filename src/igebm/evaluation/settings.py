@@ -214,8 +214,8 @@ class Ood:
 class Rollout:
     """How far models of time series can be followed (section 5, Fig. 8): the error of rollouts over their length."""
 
-    length: int = 100
-    """states that are predicted, each from the ones before it"""
+    length: int | None = None
+    """states that are predicted, each from the ones before it; default: 100, or as many as the series have"""
     n: int = 500
     """windows of the test set, one from each series in turn"""
     steps: int | None = None

@@ -3,6 +3,7 @@ from a file through training to the figure at the command line."""
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,14 +179,15 @@ def seeded(seed: int, name: str, kind: str = "p") -> Forecaster:
 
 
 def test_rollouts_are_as_long_as_series_let_them_be(tmp_path, capsys):
-    """Series of 10 states after 2 known: 8 are predicted without --length; features without names are taken in order."""
+    """Of series of 10 states with 2 known 8 are predicted without --length; nameless features are taken in order."""
     x = np.random.default_rng(0).normal(size=(3, 10, 2)).astype(np.float32)
     np.savez(tmp_path / "s.npz", test_x=x)
     m = replace(seeded(0, "a"), shape=SeriesShape(2, ("warm", "wet"), (0.0, 0.0), (1.0, 1.0)))
     told = rollout.run([m], Rollout(n=3), tmp_path, str(tmp_path / "s.npz"), 0, SimpleNamespace(step=lambda *_: None))
     assert len(told["models"][0]["mse"]) == 8
     said = capsys.readouterr().err
-    assert "has series of 10 states: rollouts of 8" in said and "x1, x2: taken, in this order, for the warm, wet" in said
+    assert "has series of 10 states: rollouts of 8" in said
+    assert "x1, x2: taken, in this order, for the warm, wet" in said
 
 
 def test_one_model_does_not_count_as_two_seeds(tmp_path):

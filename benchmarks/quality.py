@@ -6,6 +6,9 @@ conditional samples are drawn from noise, and three numbers taken:
 - accuracy: the share of samples that the classifier gives the class they were asked for;
 - diversity: the mean pixel distance between two samples of a class, as a share of the same between two real images;
 - confidence: the mean of the classifier's largest probability, beside the same on test images.
+
+Beside them, of the model alone: the share of test images (the first thousand) that have their least energy under their
+own class.
 """
 
 import argparse
@@ -22,7 +25,11 @@ from igebm.circumstances import circumstances
 from igebm.data import Images
 from igebm.evaluation.classifier import BATCH, Classifier, probabilities, steps_for, train_classifier
 from igebm.files import write_json
+from igebm.library import EBM
 from igebm.runtime import Runtime, probe
+
+FEW = 1_000
+"""test images whose energies are asked for under every class"""
 
 
 def spread(x: np.ndarray, y: np.ndarray) -> float:
@@ -87,9 +94,11 @@ def main() -> None:
     first = model.load(asked.models[0])
     real, net, judged = judging(first.preset.data, runtime, asked.epochs, asked.classifier, asked.data_dir)
     print("classifier", judged, flush=True)
-    rows = []
+    test, rows, own = data.load(first.preset.data, "test", data_dir=asked.data_dir), [], {}
     for where in asked.models:
         m = model.load(where, runtime.device, runtime.dtype, runtime.compiled)
+        own[str(where)] = round(float((EBM(m).classify(test.x[:FEW]).cpu().numpy() == test.y[:FEW]).mean()), 4)
+        print(f"{where}: least energy under their own class: {own[str(where)]} of test images", flush=True)
         for steps in asked.steps:
             for seed in range(asked.seeds):
                 row = judge(m, net, real, asked.n, steps or m.preset.sample_steps, seed, runtime.device)
@@ -97,7 +106,7 @@ def main() -> None:
                 print(rows[-1], flush=True)
     if asked.json:
         command = "python benchmarks/quality.py " + " ".join(sys.argv[1:])
-        about = {"machine": circumstances(runtime, command), "classifier": judged, "rows": rows}
+        about = {"machine": circumstances(runtime, command), "classifier": judged, "least_energy": own, "rows": rows}
         write_json(asked.json, about)
 
 

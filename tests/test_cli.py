@@ -778,7 +778,7 @@ def test_lines_to_be_pasted_are_words_to_a_shell(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert shlex.split(said[said.index("next: ") :].strip()) == ["next:", "igebm", "sample", "out dir"]
     assert "--resume 'out dir', or" in mistake(capsys, "train", "--steps", "2", "--out", "out dir", *TINY)
-    assert "(--init-from 'out dir' takes" in mistake(capsys, "train", "--resume", "out dir", "--width", "8")
+    assert "(--init-from 'out dir' takes" in mistake(capsys, "train", "--resume", "out dir", "--seed", "8")
     assert cli._ended(Outcome("interrupted", 2, 0.0), Path("out dir"), False) == 130
     assert capsys.readouterr().err.endswith("igebm train --resume 'out dir'\n")
     assert cli._ended(Outcome("unpictured", 2, 0.0), Path("out dir"), False) == 130
@@ -888,6 +888,8 @@ def test_pictures_of_several_sizes_are_made_the_models_with_the_option_that_ther
 def test_a_picture_says_what_was_made_of_it(run_folder, tmp_path, capsys):
     Image.new("RGB", (40, 50), (9, 90, 200)).save(tmp_path / "a.png")
     assert main(["infer", str(run_folder), str(tmp_path / "a.png"), "--out", str(tmp_path / "i")]) == 0
+    # Training compared images under one label, never labels of one image: no probabilities are made of that.
+    assert "posterior" not in json.loads((tmp_path / "i" / "infer.json").read_text())
     assert "a.png: 40x50 pixels, cut to the middle and made 8x8" in capsys.readouterr().err
     assert f"there is no file {tmp_path / 'b.png'}; give a PNG" in mistake(
         capsys, "infer", run_folder, tmp_path / "b.png"

@@ -304,7 +304,8 @@ def test_infer_gives_the_energy_under_every_class(tmp_path):
     assert about["least"] == str(int(np.argmin(expected)))
     first, second = np.sort(expected)[:2]
     assert about["next"] == str(expected.index(second)) and about["lead"] == pytest.approx(second - first, abs=1e-6)
-    assert "posterior" not in about  # digits' training compared images under one label, never labels of one image
+    e = -np.array(expected) / 0.05  # training had the posterior of the labels at this temperature
+    assert list(about["posterior"].values()) == pytest.approx(np.exp(e - e.max()) / np.exp(e - e.max()).sum(), abs=1e-3)
 
 
 def test_infer_gives_the_posterior_where_training_had_it(tmp_path):

@@ -298,7 +298,7 @@ def test_numbers_on_the_paper_are_those_of_the_files():
         f"{of['likelihood']['bits_per_dim']['bits']:.3f} bits",
         f"{mse('inpaint', 'before')} before, {mse('inpaint', 'after')} after",
         f"salt and pepper {mse('salt-pepper', 'before')}, {mse('salt-pepper', 'after')}",
-        f"{target['share']:.2f} ± {target['se']:.2f}",
+        f"{target['share']:.2f} ({target['low']:.2f} to {target['high']:.2f})",
         f"{near['samples']['mean']:.2f} ± {near['samples']['se']:.2f} from samples",
         f"{near['tests']['mean']:.2f} ± {near['tests']['se']:.2f} from test digits",
         f"E from {of['trajectory']['energy_start']:.3f} to {of['trajectory']['energy_end']:.4f}",

@@ -29,7 +29,7 @@ def test_names_are_no_markup_wherever_they_stand(name, tmp_path, monkeypatch):
     figure, axes = figures.axes(2)
     axes[0, 0].set(title=name, xlabel=name)
     axes[0, 0].set_xticks([0, 1], [name, "other"])
-    figures.histogram(axes[0, 1], {name: np.arange(5.0), "other": np.arange(5.0)}, name)
+    figures.histogram(axes[0, 1], [(name, np.arange(5.0)), ("other", np.arange(5.0))], name)
     told = drawn(figure, tmp_path, monkeypatch)
     assert {name, figures.entry(name), "other"} <= set(told) and not [text for text in told if text.startswith("<")]
     legend = [text.get_text().removeprefix("\u200b") for text in axes[0, 1].get_legend().get_texts()]

@@ -91,7 +91,7 @@ def test_runs_as_json(work, tmp_path, capfd):
     # 10 steps in 2 seconds, 50 of 100 left; E(x+) is 1 all along.
     now = found(["watch", told_run(tmp_path / "told", 50, 1.0, 0.1)], capfd)
     assert (now["step"], now["steps"], now["last"]["gap"], now["last"]["e_pos"]) == (50, 100, 5.0, 1.0)
-    assert now["seconds_each"] == pytest.approx(0.2) and now["seconds_left"] == pytest.approx(10.0)
+    assert now["seconds_each"] == pytest.approx(0.2) and now["seconds_left"] is None  # nobody is at it
     assert now["rollbacks"] == [{"diverged_at": 35, "back_to": 30, "cause": "the loss is not finite"}]
 
 
@@ -176,7 +176,7 @@ TABLES = {
     "data check digits": ("name: digits", None),
     "energy {run} digits SMALL": ("index,label,energy", 360),
     "watch {run}": ("{run}: step 2 of 2", None),
-    "compare {run} {work}/again --out {out}": ("           ", None),
+    "compare {run} {work}/again --out {out}": ("means over the last tenth of each log:\n", None),
     "infer {run} {work}/seven.png --out {out} SMALL": (
         "least: ",
         15,

@@ -208,7 +208,7 @@ def test_of_a_rollout_of_several_models_the_card_has_one(tmp_path):
     """Errors 1 and 3 grow threefold; what the two models have in common, and what the other has, stays here. What was
     passed on is passed on again, whatever its folder is called."""
     run = series_run(tmp_path / "mine")
-    rolled_out(run, ("mine", 7, [1.0, 3.0]), ("other", 9, [2.0, 10.0]))
+    rolled_out(run, ("mine", 7, [1.0] * 9 + [3.0]), ("other", 9, [2.0] * 9 + [10.0]))
     assert main(["push", str(run), str(tmp_path / "a"), *FAST]) == 0
     assert main(["push", str(tmp_path / "a"), str(tmp_path / "b"), *FAST]) == 0
     for to in ("a", "b"):

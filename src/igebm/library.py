@@ -182,8 +182,8 @@ class EBM:
         """argmin_y E(x | y): the number of the class under which each image has the least energy, (N,).
 
         A model that was trained conditionally is not necessarily a good classifier. p(y | x) ∝ e^(-E(x | y)) / Z(y),
-        and this takes every Z(y) to be alike, which training does not see to: it compares images under one label,
-        never labels of one image. (`igebm eval finetune` makes a classifier.)
+        and this takes every Z(y) to be alike, which contrast alone does not see to: it compares images under one label,
+        never labels of one image. Training with `label_weight` does. (`igebm eval finetune` makes a classifier.)
         """
         return self.energies(images, batch).argmin(1)
 

@@ -43,24 +43,23 @@ def load_file(
     """
     where = shown(path)
     arrays = read_npz(path) if path.suffix.lower() == ".npz" else {"x": read_npy(path)}
-    wanted = canonical(split)
     try:
         pixels, labels, classes = sort_arrays(arrays, where)
-        x = as_uint8(pixels[wanted], f"{where} ({wanted})") if wanted in pixels else None
+        wanted = canonical(split)
+        if wanted not in pixels:
+            raise MissingSplit(where, split, pixels)
+        counts = {s: len(a) if a.ndim else 0 for s, a in pixels.items()}
+        bad = not_finite(pixels[wanted]) if skip_bad else []
+        bad = bad if len(bad) < counts[wanted] else []  # where nothing would be left it is refused below
+        kept = np.delete(np.arange(counts[wanted]), bad) if bad else slice(None)
+        x = as_uint8(pixels[wanted][kept] if bad else pixels[wanted], f"{where} ({wanted})")
     except InputError as error:
-        if not perhaps_series(arrays):
+        if isinstance(error, MissingSplit) or not perhaps_series(arrays):
             raise
         raise InputError(f"{error}; {SERIES}") from None
-    if x is None:
-        raise MissingSplit(where, split, pixels)
-    counts = {s: len(a) if a.ndim else 0 for s, a in pixels.items()}
-    bad = not_finite(pixels[wanted]) if skip_bad else []
-    bad = bad if len(bad) < counts[wanted] else []  # where nothing would be left it is refused below
     if bad:
         lost = f"left out {len(bad)} of {many(counts[wanted], 'image')} in {where} ({wanted})"
         say(f"{lost} with NaN or infinity: {_few(bad)}")
-    kept = np.delete(np.arange(counts[wanted]), bad) if bad else slice(None)
-    x = as_uint8(pixels[wanted][kept] if bad else pixels[wanted], f"{where} ({wanted})")
     if "latents" not in arrays:
         labels, classes = as_numbers(labels, classes, where, say)
     if any(y.dtype.kind == "f" and y.ndim == 2 for y in labels.values()):

@@ -42,10 +42,11 @@ def test_names_beside_pictures_are_no_markup(tmp_path, monkeypatch):
     assert {"$\\frac$", "$b$", "$c$"} <= set(told)
 
 
-def test_powers_of_ten_stay_formulas(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scale", ["log", "symlog"])
+def test_powers_of_ten_stay_formulas(scale, tmp_path, monkeypatch):
     figure, axes = figures.axes()
     axes[0, 0].plot([1, 2, 3], [1e-3, 1.0, 1e4], label="$\\frac$")
-    axes[0, 0].set(yscale="log", ylabel="$\\frac$")
+    axes[0, 0].set(yscale=scale, ylabel="$\\frac$")
     axes[0, 0].legend()
     told = drawn(figure, tmp_path, monkeypatch)
     assert "$\\frac$" in told and any(text.startswith("<") and "10^{4}" in text for text in told)

@@ -40,7 +40,7 @@ def save(figure: Figure, out: Path, name: str, kinds: Sequence[str] = ("png", "p
 def as_written(figure: Figure) -> None:
     """A class may be called $x$, or $\\frac$, which is no formula that could be drawn; of the figure's text only the
     powers of ten along logarithmic axes are formulas."""
-    logarithmic = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() == "log"]
+    logarithmic = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() != "linear"]
     powers = {id(text) for axis in logarithmic for text in axis.get_ticklabels(which="both")}
     for text in figure.findobj(Text):
         if isinstance(text, Text) and id(text) not in powers:

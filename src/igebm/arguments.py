@@ -273,7 +273,7 @@ class Restore:
     """no hole: chains begin at the picture itself and move all of it"""
     label: str | None = None
     """what a conditional model is to see in it: a class, or latents with commas; default: the class of the least
-    energy"""
+    energy of the picture with noise in its hole, which is a guess: name it where it is known"""
     n: int = 6
     """ways of repairing it"""
     steps: int | None = None

@@ -243,11 +243,11 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(hand, monkeypatch):
 def test_a_bundled_model_without_a_run_folder(tmp_path):
     folder = tmp_path / "evaluation" / "my digits"
     folder.mkdir(parents=True)
-    told = {"name": "digits", "step": 4000, "preset": "digits", "data": "digits"}
+    told = {"name": "digits", "step": 1000, "preset": "digits", "data": "digits"}
     write_result(folder, "ood", {"auroc": 0.75}, model=told, machine={"command": "igebm eval ood digits --out x"})
     root = report(folder)
     shown = {div.first("dt").text: div.first("dd").text for div in root.first("dl").all("div")}
-    assert root.first("h1").text == "digits" and shown["parameters"] == "80,353" and shown["wall time"] == "10:19"
+    assert root.first("h1").text == "digits" and shown["parameters"] == "80,353" and shown["wall time"] == "11:08"
     commands = [code.text for code in root.first("section", id="not-run").all("code")]
     assert f"igebm eval likelihood digits --out '{folder}'" in commands
     assert root.first("section", id="settings") and 0.75 in values(root.first("section", id="experiment-ood"))

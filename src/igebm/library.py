@@ -3,7 +3,7 @@
     >>> import igebm, torch
     >>> ebm = igebm.load("digits")                    # a bundled name, a run folder, a .safetensors file
     >>> ebm
-    EBM(digits: images 1x8x8, 10 classes, step 4000)
+    EBM(digits: images 1x8x8, 10 classes, step 1000)
     >>> x = ebm.sample(4, label="3", steps=100)       # float (4, 1, 8, 8) in [0, 1]
     >>> ebm.energy(x).shape, ebm.classify(x).shape
     (torch.Size([4]), torch.Size([4]))

@@ -138,14 +138,15 @@ def digits_work(tmp_path_factory) -> Work:
 
 
 def test_gradient_norm_by_differences(digits_work):
-    """‖∇E‖ is how fast E grows along ∇E: (E(x + h g/‖g‖) - E(x - h g/‖g‖)) / 2h, at the label with the lowest E."""
+    """‖∇E‖ is how fast E grows along ∇E: (E(x + h g/‖g‖) - E(x - h g/‖g‖)) / 2h, at the label with the lowest E. A leaky
+    ReLU's kinks are all over the path, so it is a short one."""
     images, m = data.load("digits", "test").x[:6], digits_work.model
     norms = gradient_norms(digits_work, images)
     best = np.stack([m.energy(images, np.full(6, c)) for c in range(10)]).argmin(0)
     E = m.given(torch.from_numpy(best))
     x = digits_work.tensor(images).requires_grad_()
     (g,) = torch.autograd.grad(E(x).sum(), x)
-    unit, h = g / g.flatten(1).norm(dim=1)[:, None, None, None], 1e-2
+    unit, h = g / g.flatten(1).norm(dim=1)[:, None, None, None], 1e-3
     with torch.no_grad():
         slope = (E(x + h * unit) - E(x - h * unit)) / (2 * h)
     assert norms == pytest.approx(slope.numpy(), rel=0.05)

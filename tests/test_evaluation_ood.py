@@ -138,8 +138,8 @@ def digits_work(tmp_path_factory) -> Work:
 
 
 def test_gradient_norm_by_differences(digits_work):
-    """‖∇E‖ is how fast E grows along ∇E: (E(x + h g/‖g‖) - E(x - h g/‖g‖)) / 2h, at the label with the lowest E. A leaky
-    ReLU's kinks are all over the path, so it is a short one."""
+    """‖∇E‖ is how fast E grows along ∇E: (E(x + h g/‖g‖) - E(x - h g/‖g‖)) / 2h, at the label with the lowest E. The
+    path is short, for kinks of leaky ReLUs lie all along it."""
     images, m = data.load("digits", "test").x[:6], digits_work.model
     norms = gradient_norms(digits_work, images)
     best = np.stack([m.energy(images, np.full(6, c)) for c in range(10)]).argmin(0)

@@ -175,8 +175,8 @@ def test_the_bundled_models_know_place_and_scale_of_pictures_they_are_shown():
         m = model.load(f"dsprites-{factor}")
         each, found = inference.steps_of(m.preset), []
         for k in range(len(x)):
-            y = torch.from_numpy(drawn(m.shape.latents, 32, np.random.default_rng(k)))
-            E = m.twin.over(x[k : k + 1].expand(32, -1, -1, -1))
+            y = torch.from_numpy(drawn(m.shape.latents, 16, np.random.default_rng(k)))
+            E = m.twin.over(x[k : k + 1].expand(16, -1, -1, -1))
             end = inference.chain(E, y, m.shape.latents, 200, each, torch.Generator().manual_seed(k))
             found.append(end.mean(0).numpy())
         assert np.abs(np.array(found) - true).mean() < most
@@ -462,7 +462,7 @@ def test_a_turn_is_inferred_in_degrees(tmp_path, capsys):
     )
     Image.fromarray(picture[0, ..., 0]).save(tmp_path / "e.png")
     words = ["infer", "dsprites-rotation", str(tmp_path / "e.png"), "--out", str(tmp_path), "--threads", "1"]
-    assert main([*words, "--dtype", "float32", "--json"]) == 0
+    assert main([*words, "--dtype", "float32", "--n", "128", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["latents"]
     assert list(found) == ["angle in degrees"]
     assert found["angle in degrees"]["least_energy"] % 180 == pytest.approx(40.0, abs=15)
